@@ -1,0 +1,43 @@
+# Two commands: `make demo` and `make test`. Both make .venv on first use and start at once afterwards.
+# TORCH_INDEX: where pip finds a CPU build of torch, e.g. https://download.pytorch.org/whl/cpu (default: pip's own configuration).
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+TORCH_INDEX ?=
+
+SOURCES := pyproject.toml constraints.txt $(shell find cext -name '*.[ch]' 2>/dev/null)
+
+.PHONY: demo test lint clean install help
+
+help:
+	@echo "make demo    FedAvg, full-graph gossip and the optimised plan, side by side; ends with demo/report.html"
+	@echo "make test    ruff, mypy and the whole test suite"
+	@echo "make clean   removes what they made"
+
+install: $(STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[simulation,topology,data,report,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m examples.demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+clean:
+	rm -rf $(VENV) build demo cext/build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info flower_edge/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
