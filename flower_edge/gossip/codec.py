@@ -88,7 +88,9 @@ class Layout:
                 )
         layout = cls(specs)
         if layout.size == 0:
-            raise ValueError(f"no floating-point parameters to mix among {len(specs)} arrays: {sorted(arrays)}")
+            raise ValueError(
+                f"no floating-point parameters to mix among {len(specs)} arrays: {sorted(arrays)}"
+            )
         return layout
 
     @cached_property
@@ -103,15 +105,23 @@ class Layout:
 
     def check(self, arrays: Arrays) -> None:
         """Raise a ValueError that names the first array which does not fit this layout."""
-        names = [spec.name for spec in self.specs]
-        if missing := [name for name in names if name not in arrays]:
-            raise ValueError(f"array {missing[0]!r} is missing; expected {len(names)} arrays, received {len(arrays)}")
-        if unexpected := sorted(set(arrays) - set(names)):
-            raise ValueError(f"unexpected array {unexpected[0]!r}; expected {len(names)} arrays, received {len(arrays)}")
+        self.check_names(arrays)
         for expected in self.specs:
             received = _spec(expected.name, arrays[expected.name])
             if received != expected:
                 raise ValueError(f"received array {received}, expected {expected}")
+
+    def check_names(self, arrays: Mapping[str, Any]) -> None:
+        """Raise a ValueError that names the first array which is missing or unexpected."""
+        names = [spec.name for spec in self.specs]
+        if missing := [name for name in names if name not in arrays]:
+            raise ValueError(
+                f"array {missing[0]!r} is missing; expected {len(names)} arrays, received {len(arrays)}"
+            )
+        if unexpected := sorted(set(arrays) - set(names)):
+            raise ValueError(
+                f"unexpected array {unexpected[0]!r}; expected {len(names)} arrays, received {len(arrays)}"
+            )
 
     def flatten(self, arrays: Arrays, out: Vector | None = None) -> tuple[Vector, Carried]:
         """Copy named arrays into one flat vector.
@@ -148,14 +158,18 @@ class Layout:
                 carried[spec.name] = array.copy()
         return vector, carried
 
-    def unflatten(self, vector: Vector, carried: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def unflatten(
+        self, vector: Vector, carried: Mapping[str, npt.NDArray[Any]]
+    ) -> dict[str, npt.NDArray[Any]]:
         """Cut a flat vector into named numpy arrays.
 
         float32 arrays are views of `vector` where possible. Raises a TypeError for bfloat16, which numpy lacks
         (use `unflatten_torch`), and a ValueError for a vector of another size.
         """
         if vector.shape != (self.size,) or vector.dtype != np.float32:
-            raise ValueError(f"received a vector of {vector.dtype} {vector.shape}, expected float32 ({self.size},)")
+            raise ValueError(
+                f"received a vector of {vector.dtype} {vector.shape}, expected float32 ({self.size},)"
+            )
         arrays: dict[str, npt.NDArray[Any]] = {}
         offset = 0
         for spec in self.specs:
@@ -195,7 +209,9 @@ def is_finite(vector: Vector) -> bool:
 
 
 def _spec(name: str, array: Any) -> ArraySpec:
-    return ArraySpec(name, tuple(int(length) for length in array.shape), str(array.dtype).removeprefix("torch."))
+    return ArraySpec(
+        name, tuple(int(length) for length in array.shape), str(array.dtype).removeprefix("torch.")
+    )
 
 
 def _as_numpy(array: Any) -> npt.NDArray[Any]:

@@ -1,0 +1,201 @@
+"""A whole ClientApp from three functions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from torch import Tensor, nn
+
+Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+BatchFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the share of rows whose largest output is at the target class, a scalar tensor."""
+    return (outputs.argmax(dim=1) == targets).float().mean()
+
+
+def sgd(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Return plain SGD, the local step of D-PSGD."""
+    return torch.optim.SGD(parameters, lr=lr)
+
+
+def edge_client_app(
+    model: Callable[[], nn.Module],
+    data: Callable[[Context], tuple[Batches, Batches]],
+    loss: BatchFunction,
+    *,
+    optimizer: MakeOptimizer = sgd,
+    metrics: Mapping[str, BatchFunction] | None = None,
+    mods: list[Mod] | None = None,
+) -> ClientApp:
+    """Build a ClientApp that trains and evaluates a torch model.
+
+    It answers Flower's usual ``train`` and ``evaluate`` messages, so that FedAvg and `flower_edge.strategies.HostedGossip` both work
+    with it, and ``query.gossip``, by which a gossip strategy learns which node of its plan this board is. Two runs with the same
+    ``seed`` train identical models: every random number of a node and round follows from (seed, partition-id, round).
+
+    Parameters
+    ----------
+    model : callable
+        ``() -> nn.Module``, the untrained model; its parameters are replaced by those received.
+    data : callable
+        ``(context) -> (train batches, test batches)``; each an iterable of ``(inputs, targets)``, such as a `DataLoader`.
+        ``context.node_config`` has ``partition-id`` and ``num-partitions``. Called for every message: cache what is slow to load.
+    loss : callable
+        ``(outputs, targets) -> Tensor``, the mean loss of a batch, for example `torch.nn.functional.cross_entropy`.
+    optimizer : callable (default: plain SGD)
+        ``(parameters, lr) -> Optimizer``. Its state lasts one round.
+    metrics : mapping of str to callable (default: {"accuracy": accuracy})
+        Evaluation metrics by name, each ``(outputs, targets) -> Tensor``, the mean over a batch. ``{}`` for none.
+    mods : list of callable, optional
+        Flower's client mods.
+
+    Returns
+    -------
+    ClientApp
+        Reads ``lr`` from the message's config (else ``learning-rate`` from the run config), and from the run config ``local-epochs``
+        (default 1) and ``seed`` (default 0). Training replies have the metrics ``train_loss`` and ``num-examples``, evaluation
+        replies ``eval_loss``, `metrics` and ``num-examples``.
+
+    Examples
+    --------
+    >>> app = edge_client_app(Net, load_data, torch.nn.functional.cross_entropy)
+    """
+    metrics = {"accuracy": accuracy} if metrics is None else metrics
+    app = ClientApp(mods=mods)
+
+    def prepare(message: Message, context: Context) -> tuple[nn.Module, torch.device, Batches, Batches]:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Twice seeded: what `data` draws (a split, say) is the node's and stays the same in every round; what follows is the round's.
+        _seed(context, stream=0)
+        train_batches, test_batches = data(context)
+        _seed(context, stream=_server_round(message))
+        net = model()
+        net.load_state_dict(_arrays(message).to_torch_state_dict())
+        return net.to(device), device, train_batches, test_batches
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        net, device, batches, _ = prepare(message, context)
+        epochs = int(context.run_config.get("local-epochs", 1))
+        steps = optimizer(net.parameters(), _learning_rate(message, context))
+        train_loss, examples = _train(net, batches, loss, steps, epochs, device)
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(net.state_dict()),
+                "metrics": MetricRecord({"train_loss": train_loss, "num-examples": examples}),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        net, device, _, batches = prepare(message, context)
+        means, examples = _evaluate(net, batches, {"eval_loss": loss, **metrics}, device)
+        content = RecordDict({"metrics": MetricRecord({**means, "num-examples": examples})})
+        return Message(content, reply_to=message)
+
+    @app.query("gossip")
+    def query(message: Message, context: Context) -> Message:
+        return Message(
+            RecordDict({"gossip": ConfigRecord({"partition-id": _partition(context)})}), reply_to=message
+        )
+
+    return app
+
+
+def _train(
+    net: nn.Module,
+    batches: Batches,
+    loss: BatchFunction,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    device: torch.device,
+) -> tuple[float, int]:
+    """Train in place; return the mean loss over all examples seen, and the number of examples of one epoch."""
+    net.train()
+    total, seen = torch.zeros((), dtype=torch.float64), 0
+    for _ in range(epochs):
+        for inputs, targets in batches:
+            optimizer.zero_grad()
+            value = loss(net(inputs.to(device)), targets.to(device))
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += value.detach().cpu() * len(targets)
+            seen += len(targets)
+    if seen == 0:
+        raise ValueError(f"no training examples in {epochs} epochs; check `data` and 'local-epochs'")
+    return float(total) / seen, seen // epochs
+
+
+def _evaluate(
+    net: nn.Module, batches: Batches, functions: Mapping[str, BatchFunction], device: torch.device
+) -> tuple[dict[str, float], int]:
+    """Return the mean of each function over all examples, and their number."""
+    net.eval()
+    totals, seen = dict.fromkeys(functions, 0.0), 0
+    with torch.inference_mode():
+        for inputs, targets in batches:
+            outputs, targets = net(inputs.to(device)), targets.to(device)
+            for name, function in functions.items():
+                totals[name] += float(function(outputs, targets)) * len(targets)
+            seen += len(targets)
+    if seen == 0:
+        raise ValueError("no test examples; check `data`")
+    return {name: total / seen for name, total in totals.items()}, seen
+
+
+def _seed(context: Context, stream: int) -> None:
+    entropy = (int(context.run_config.get("seed", 0)), _partition(context), stream)
+    words = np.random.SeedSequence(entropy).generate_state(3)
+    torch.manual_seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    random.seed(int(words[2]))
+
+
+def _partition(context: Context) -> int:
+    partition = context.node_config.get("partition-id")
+    if not isinstance(partition, int):
+        raise ValueError(
+            f"this node's partition-id is {partition!r}; expected a number. Start the SuperNode with "
+            '--node-config "partition-id=0 num-partitions=4"'
+        )
+    return partition
+
+
+def _arrays(message: Message) -> ArrayRecord:
+    records = message.content.array_records
+    if len(records) != 1:
+        raise ValueError(f"expected exactly one ArrayRecord in the message, received {len(records)}")
+    return next(iter(records.values()))
+
+
+def _config_value(message: Message, key: str) -> Any:
+    for record in message.content.config_records.values():
+        if key in record:
+            return record[key]
+    return None
+
+
+def _server_round(message: Message) -> int:
+    return int(_config_value(message, "server-round") or 0)
+
+
+def _learning_rate(message: Message, context: Context) -> float:
+    lr = _config_value(message, "lr")
+    lr = context.run_config.get("learning-rate") if lr is None else lr
+    if not isinstance(lr, int | float) or not 0 < lr < float("inf"):
+        raise ValueError(
+            f"the learning rate is {lr!r}; expected a positive number, as train_config=ConfigRecord({{'lr': 0.1}}) "
+            "of the strategy's start() or as 'learning-rate' of the run config"
+        )
+    return float(lr)

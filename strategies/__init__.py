@@ -1,0 +1,7 @@
+"""Flower strategies without an average in the middle."""
+
+from flower_edge.strategies.binding import TooFewNodesError
+from flower_edge.strategies.checkpoint import CheckpointError
+from flower_edge.strategies.hosted_gossip import HostedGossip
+
+__all__ = ["CheckpointError", "HostedGossip", "TooFewNodesError"]
