@@ -1,0 +1,114 @@
+#include "cpu.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#define FE_HWCAP_ASIMD (1ul << 1)
+#define FE_HWCAP_ASIMDHP (1ul << 10)
+#define FE_HWCAP_ASIMDDP (1ul << 20)
+#define FE_HWCAP2_I8MM (1ul << 13)
+#define FE_AT_HWCAP2 26
+#endif
+
+static const char *const names[FE_ISA_COUNT] = {"serial", "neon", "avx2", "avx512"};
+
+const char *fe_isa_name(fe_isa isa) { return names[isa]; }
+
+/* Both compilers' builtins read a table that libgcc fills once at load time, and getauxval reads one that the kernel
+ * filled, so there is nothing to cache. */
+int fe_isa_available(fe_isa isa) {
+    switch (isa) {
+    case FE_SERIAL:
+        return 1;
+#if defined(__x86_64__)
+    case FE_AVX2:
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case FE_AVX512:
+        return fe_isa_available(FE_AVX2) && __builtin_cpu_supports("avx512f");
+#elif defined(__aarch64__) && defined(__linux__)
+    case FE_NEON:
+        return (getauxval(AT_HWCAP) & FE_HWCAP_ASIMD) != 0;
+#endif
+    default:
+        return 0;
+    }
+}
+
+fe_isa fe_isa_choose(fe_isa ceiling, const fe_version versions[FE_ISA_COUNT]) {
+    for (int isa = (int)ceiling; isa > FE_SERIAL; isa--)
+        if (versions[isa] && fe_isa_available((fe_isa)isa))
+            return (fe_isa)isa;
+    return FE_SERIAL;
+}
+
+static void list_available(char *text, size_t size) {
+    text[0] = '\0';
+    for (int isa = 0; isa < FE_ISA_COUNT; isa++)
+        if (fe_isa_available((fe_isa)isa)) {
+            size_t used = strlen(text);
+            snprintf(text + used, size - used, "%s%s", used ? ", " : "", names[isa]);
+        }
+}
+
+int fe_isa_parse(const char *name, fe_isa *isa, char *message, size_t size) {
+    char available[128];
+    list_available(available, sizeof available);
+    for (int known = 0; known < FE_ISA_COUNT; known++) {
+        if (strcmp(name, names[known]) != 0)
+            continue;
+        if (fe_isa_available((fe_isa)known)) {
+            *isa = (fe_isa)known;
+            return 0;
+        }
+        snprintf(message, size, "instruction set '%s' is not available here: this CPU offers %s", name, available);
+        return -1;
+    }
+    snprintf(message, size, "unknown instruction set '%.64s': this CPU offers %s", name, available);
+    return -1;
+}
+
+int fe_isa_ceiling(fe_isa *isa, char *message, size_t size) {
+    const char *name = getenv("FLOWER_EDGE_ISA");
+    if (name && *name) {
+        char reason[256];
+        if (fe_isa_parse(name, isa, reason, sizeof reason) == 0)
+            return 0;
+        snprintf(message, size, "FLOWER_EDGE_ISA: %s; set it to one of these or unset it", reason);
+        return -1;
+    }
+    *isa = FE_SERIAL;
+    for (int known = 0; known < FE_ISA_COUNT; known++)
+        if (fe_isa_available((fe_isa)known))
+            *isa = (fe_isa)known;
+    return 0;
+}
+
+static void append(char *text, size_t size, int has, const char *name) {
+    size_t used = strlen(text);
+    if (has)
+        snprintf(text + used, size - used, "%s%s", used ? " " : "", name);
+}
+
+void fe_cpu_features(char *text, size_t size) {
+    text[0] = '\0';
+#if defined(__x86_64__)
+    append(text, size, 1, "x86-64");
+    append(text, size, __builtin_cpu_supports("avx2"), "avx2");
+    append(text, size, __builtin_cpu_supports("fma"), "fma");
+    append(text, size, __builtin_cpu_supports("avx512f"), "avx512f");
+    append(text, size, __builtin_cpu_supports("avx512bw"), "avx512bw");
+    append(text, size, __builtin_cpu_supports("avx512vnni"), "avx512vnni");
+#elif defined(__aarch64__) && defined(__linux__)
+    unsigned long hwcap = getauxval(AT_HWCAP), hwcap2 = getauxval(FE_AT_HWCAP2);
+    append(text, size, 1, "aarch64");
+    append(text, size, (hwcap & FE_HWCAP_ASIMD) != 0, "asimd");
+    append(text, size, (hwcap & FE_HWCAP_ASIMDHP) != 0, "asimdhp");
+    append(text, size, (hwcap & FE_HWCAP_ASIMDDP) != 0, "asimddp");
+    append(text, size, (hwcap2 & FE_HWCAP2_I8MM) != 0, "i8mm");
+#else
+    append(text, size, 1, "unknown architecture");
+#endif
+}

@@ -1,0 +1,94 @@
+#include "mix.h"
+
+#include "parallel.h"
+
+#include "serial.h"
+#if defined(__x86_64__)
+#include "avx2.h"
+#include "avx512.h"
+#elif defined(__aarch64__)
+#include "neon.h"
+#endif
+
+/* `stream` asks for stores that bypass the cache, and promises that `out` lies on a cache line. */
+typedef void (*mix_version)(fe_float *out, const fe_float *const *x, const float *w, size_t count, size_t length,
+                            int stream);
+
+static const fe_version versions[FE_ISA_COUNT] = {
+    [FE_SERIAL] = (fe_version)mix_serial,
+#if defined(__x86_64__)
+    [FE_AVX2] = (fe_version)mix_avx2,
+    [FE_AVX512] = (fe_version)mix_avx512,
+#elif defined(__aarch64__)
+    [FE_NEON] = (fe_version)mix_neon,
+#endif
+};
+
+enum {
+    LINE = 64,
+    BLOCK = 4096,
+    GROUP = 8,
+    GRAIN = 32768 / BLOCK,
+};
+#ifndef STREAM_BYTES
+#define STREAM_BYTES ((size_t)4 << 20)
+#endif
+
+typedef struct {
+    mix_version run;
+    fe_float *out;
+    const fe_float *const *vectors;
+    const float *weights;
+    size_t count, length;
+    size_t shift;
+    int stream;
+} mix_job;
+
+static void mix_block(const mix_job *job, size_t begin, size_t length, int stream) {
+    float partial[BLOCK];
+    const fe_float *rows[GROUP];
+    float weights[GROUP];
+    size_t held = 0;
+    for (size_t k = 0; k < job->count; k++) {
+        rows[held] = job->vectors[k] + begin;
+        weights[held++] = job->weights[k];
+        if (k + 1 == job->count) {
+            job->run(job->out + begin, rows, weights, held, length, stream);
+        } else if (held == GROUP) {
+            job->run(partial, rows, weights, held, length, 0);
+            rows[0] = partial;
+            weights[0] = 1.0f;
+            held = 1;
+        }
+    }
+}
+
+static void mix_blocks(int64_t first, int64_t last, void *context) {
+    const mix_job *job = context;
+    for (size_t block = (size_t)first; block < (size_t)last; block++) {
+        size_t begin = block ? block * BLOCK - job->shift : 0;
+        size_t end = (block + 1) * BLOCK - job->shift;
+        mix_block(job, begin, (end < job->length ? end : job->length) - begin,
+                  job->stream && (uintptr_t)(job->out + begin) % LINE == 0);
+    }
+}
+
+fe_isa fe_mix_isa(fe_isa ceiling) { return fe_isa_choose(ceiling, versions); }
+
+int fe_mix(fe_isa ceiling, fe_float *out, const fe_float *const *vectors, const float *weights, size_t count,
+           size_t length) {
+    mix_job job = {
+        .run = (mix_version)versions[fe_mix_isa(ceiling)],
+        .out = out,
+        .vectors = vectors,
+        .weights = weights,
+        .count = count,
+        .length = length,
+        .shift = (uintptr_t)out % LINE / sizeof *out,
+        .stream = length * sizeof *out >= STREAM_BYTES,
+    };
+    for (size_t k = 0; k < count; k++)
+        if (vectors[k] == out)
+            job.stream = 0;
+    return fe_parallel_for((int64_t)((length + job.shift + BLOCK - 1) / BLOCK), GRAIN, mix_blocks, &job);
+}

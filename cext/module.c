@@ -1,0 +1,181 @@
+/* The extension flower_edge._kernels: the only file here that knows Python.
+ *
+ * It takes raw addresses and lengths. flower_edge/kernels checks shapes, types and aliasing before it calls; here only
+ * what could overflow or be NULL is checked. */
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include "cpu.h"
+#include "mix/mix.h"
+#include "parallel.h"
+
+/* Every kernel family, so that Python can report which version of each one runs. */
+static const struct {
+    const char *name;
+    fe_isa (*isa)(fe_isa ceiling);
+} families[] = {
+    {"mix", fe_mix_isa},
+};
+
+static int as_isa(PyObject *object, fe_isa *isa) {
+    char message[256];
+    const char *name = PyUnicode_AsUTF8AndSize(object, NULL);
+    if (!name)
+        return -1;
+    if (fe_isa_parse(name, isa, message, sizeof message) == 0)
+        return 0;
+    PyErr_SetString(PyExc_ValueError, message);
+    return -1;
+}
+
+static int has_arguments(const char *function, Py_ssize_t received, Py_ssize_t expected) {
+    if (received == expected)
+        return 1;
+    PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, received %zd", function, expected, received);
+    return 0;
+}
+
+PyDoc_STRVAR(mix_doc, "mix(isa, out, length, vectors, weights)\n\n"
+                      "out = sum of weights[j] * vectors[j] over float32 vectors, given by their addresses.");
+
+static int read_rows(PyObject *addresses, PyObject *numbers, Py_ssize_t count, const fe_float **rows, float *weights) {
+    for (Py_ssize_t k = 0; k < count; k++) {
+        rows[k] = PyLong_AsVoidPtr(PyTuple_GetItem(addresses, k));
+        if (!rows[k]) {
+            if (!PyErr_Occurred())
+                PyErr_Format(PyExc_ValueError, "vectors[%zd] is a null pointer", k);
+            return -1;
+        }
+        weights[k] = (float)PyFloat_AsDouble(PyTuple_GetItem(numbers, k));
+        if (PyErr_Occurred())
+            return -1;
+    }
+    return 0;
+}
+
+static PyObject *py_mix(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    fe_isa isa;
+    if (!has_arguments("mix", nargs, 5) || as_isa(args[0], &isa) < 0)
+        return NULL;
+    fe_float *out = PyLong_AsVoidPtr(args[1]);
+    Py_ssize_t length = PyLong_AsSsize_t(args[2]);
+    Py_ssize_t count = PyTuple_Size(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (!out || length < 0 || length > PY_SSIZE_T_MAX / (Py_ssize_t)sizeof *out || count < 1 ||
+        PyTuple_Size(args[4]) != count) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "mix needs an address for out, a length that fits into memory, and as many "
+                                              "weights as vectors, at least one");
+        return NULL;
+    }
+    const fe_float **rows = PyMem_Malloc((size_t)count * sizeof *rows);
+    float *weights = PyMem_Malloc((size_t)count * sizeof *weights);
+    PyObject *result = NULL;
+    if (!rows || !weights) {
+        PyErr_NoMemory();
+    } else if (read_rows(args[3], args[4], count, rows, weights) == 0) {
+        int error;
+        Py_BEGIN_ALLOW_THREADS
+        error = fe_mix(isa, out, rows, weights, (size_t)count, (size_t)length);
+        Py_END_ALLOW_THREADS
+        if (error)
+            PyErr_Format(PyExc_RuntimeError, "torch_parallel_for failed with error %d; out is not valid", error);
+        else
+            result = Py_NewRef(Py_None);
+    }
+    PyMem_Free(rows);
+    PyMem_Free(weights);
+    return result;
+}
+
+PyDoc_STRVAR(available_isas_doc, "available_isas()\n\nNames of the instruction sets that this CPU has, worst first.");
+
+static PyObject *py_available_isas(PyObject *module, PyObject *Py_UNUSED(none)) {
+    (void)module;
+    PyObject *names = PyList_New(0);
+    for (int isa = 0; names && isa < FE_ISA_COUNT; isa++) {
+        if (!fe_isa_available((fe_isa)isa))
+            continue;
+        PyObject *name = PyUnicode_FromString(fe_isa_name((fe_isa)isa));
+        if (!name || PyList_Append(names, name) < 0)
+            Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
+PyDoc_STRVAR(ceiling_doc, "ceiling()\n\nName of the best instruction set, or of the one that FLOWER_EDGE_ISA names.");
+
+static PyObject *py_ceiling(PyObject *module, PyObject *Py_UNUSED(none)) {
+    (void)module;
+    fe_isa isa;
+    char message[384];
+    if (fe_isa_ceiling(&isa, message, sizeof message) == 0)
+        return PyUnicode_FromString(fe_isa_name(isa));
+    PyErr_SetString(PyExc_ValueError, message);
+    return NULL;
+}
+
+PyDoc_STRVAR(dispatch_doc, "dispatch(isa)\n\nFor each kernel family, the version that runs under this ceiling.");
+
+static PyObject *py_dispatch(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    fe_isa ceiling;
+    if (!has_arguments("dispatch", nargs, 1) || as_isa(args[0], &ceiling) < 0)
+        return NULL;
+    PyObject *chosen = PyDict_New();
+    for (size_t family = 0; chosen && family < sizeof families / sizeof *families; family++) {
+        PyObject *name = PyUnicode_FromString(fe_isa_name(families[family].isa(ceiling)));
+        if (!name || PyDict_SetItemString(chosen, families[family].name, name) < 0)
+            Py_CLEAR(chosen);
+        Py_XDECREF(name);
+    }
+    return chosen;
+}
+
+PyDoc_STRVAR(cpu_features_doc, "cpu_features()\n\nThe features of this CPU that kernels care about, as one line.");
+
+static PyObject *py_cpu_features(PyObject *module, PyObject *Py_UNUSED(none)) {
+    (void)module;
+    char text[256];
+    fe_cpu_features(text, sizeof text);
+    return PyUnicode_FromString(text);
+}
+
+PyDoc_STRVAR(set_parallel_for_doc, "set_parallel_for(address)\n\n"
+                                   "Run loops through libtorch's torch_parallel_for at this address; 0: one thread.");
+
+static PyObject *py_set_parallel_for(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    if (!has_arguments("set_parallel_for", nargs, 1))
+        return NULL;
+    void *address = PyLong_AsVoidPtr(args[0]);
+    if (PyErr_Occurred())
+        return NULL;
+    fe_set_parallel_for((fe_parallel_for_fn)(uintptr_t)address);
+    return Py_NewRef(Py_None);
+}
+
+static PyMethodDef methods[] = {
+    {"mix", (PyCFunction)(void (*)(void))py_mix, METH_FASTCALL, mix_doc},
+    {"available_isas", py_available_isas, METH_NOARGS, available_isas_doc},
+    {"ceiling", py_ceiling, METH_NOARGS, ceiling_doc},
+    {"dispatch", (PyCFunction)(void (*)(void))py_dispatch, METH_FASTCALL, dispatch_doc},
+    {"cpu_features", py_cpu_features, METH_NOARGS, cpu_features_doc},
+    {"set_parallel_for", (PyCFunction)(void (*)(void))py_set_parallel_for, METH_FASTCALL, set_parallel_for_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "flower_edge._kernels",
+    .m_doc = "Kernels in C, chosen at run time by CPU. Use flower_edge.kernels, which checks its arguments.",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&definition); }
