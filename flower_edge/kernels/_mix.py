@@ -22,12 +22,12 @@ def mix(out: _Out, vectors: Sequence["Vector"], weights: Sequence[float] | npt.N
     r"""Write ``out = sum_j weights[j] * vectors[j]`` in one pass over memory.
 
     This is one node's mixing step :math:`x_i \leftarrow \sum_j W_{ij} x_j` of D-PSGD (Lian et al., "Can
-    Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017, Algorithm 1). NaN and infinity in
-    the vectors propagate as in IEEE arithmetic.
+    Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017, Algorithm 1). NaN and infinity
+    in the vectors propagate as in IEEE arithmetic.
 
-    Each element is the same chain of float32 operations, in the order of the vectors: results are bit-identical
-    whatever the number of threads, the length or the alignment. The vector versions fuse multiplication and
-    addition and the serial version does not, so results of two instruction sets may differ by rounding.
+    Each element is the same chain of float32 operations, in the order of the vectors, so results are
+    bit-identical whatever the number of threads, the length or the alignment. The vector versions fuse
+    multiplication and addition and the serial version does not: two instruction sets may differ by rounding.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ def mix(out: _Out, vectors: Sequence["Vector"], weights: Sequence[float] | npt.N
     TypeError
         If a vector is not float32, not on the CPU, or neither array nor tensor.
     ValueError
-        If shapes, numbers of vectors and weights, memory layout or aliasing do not fit, or a weight is not finite
-        in float32.
+        If shapes, numbers of vectors and weights, memory layout or aliasing do not fit, or a weight is not
+        finite in float32.
     """
     spans, checked = _check(out, vectors, weights)
     if spans[0].length:

@@ -1,11 +1,11 @@
-"""The kernels' threads: torch's own pool, for two thread runtimes would fight; torch.set_num_threads holds."""
+"""The kernels' threads: torch's own pool, since two thread runtimes would fight."""
 
 import ctypes
 import os
 import sys
 from types import ModuleType
 
-# None until torch has been looked at. Importing torch takes seconds, and one who mixes numpy arrays need not do so.
+# None until torch has been looked at: its import takes seconds, so a process that does not need it is spared.
 _state: str | None = None
 
 
@@ -27,7 +27,7 @@ def connect(extension: ModuleType) -> None:
     ):
         return
     try:
-        # A look-up in torch's own module also searches the libtorch_cpu that it is linked to, wherever that lies;
+        # A look-up in torch's own module also searches the libtorch_cpu that it is linked to;
         # RTLD_NOLOAD makes sure that no second libtorch comes in.
         library = ctypes.CDLL(torch._C.__file__, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
         parallel_for = library.torch_parallel_for
