@@ -39,32 +39,37 @@ def edge_client_app(
 ) -> ClientApp:
     """Build a ClientApp that trains and evaluates a torch model.
 
-    It answers Flower's usual ``train`` and ``evaluate`` messages, so that FedAvg and `flower_edge.strategies.HostedGossip` both work
-    with it, and ``query.gossip``, by which a gossip strategy learns which node of its plan this board is. Two runs with the same
-    ``seed`` train identical models: every random number of a node and round follows from (seed, partition-id, round).
+    It answers Flower's usual ``train`` and ``evaluate`` messages, so that FedAvg and
+    `flower_edge.strategies.HostedGossip` both work with it, and ``query.gossip``, by which a gossip
+    strategy learns which node of its plan this board is. Two runs with the same ``seed`` train identical
+    models: every random number of a node and round follows from (seed, partition-id, round).
 
     Parameters
     ----------
     model : callable
         ``() -> nn.Module``, the untrained model; its parameters are replaced by those received.
     data : callable
-        ``(context) -> (train batches, test batches)``; each an iterable of ``(inputs, targets)``, such as a `DataLoader`.
-        ``context.node_config`` has ``partition-id`` and ``num-partitions``. Called for every message: cache what is slow to load.
+        ``(context) -> (train batches, test batches)``; each an iterable of ``(inputs, targets)``, such as a
+        `DataLoader`. ``context.node_config`` has ``partition-id`` and ``num-partitions``. Called for every
+        message: cache what is slow to load.
     loss : callable
-        ``(outputs, targets) -> Tensor``, the mean loss of a batch, for example `torch.nn.functional.cross_entropy`.
+        ``(outputs, targets) -> Tensor``, the mean loss of a batch, for example
+        `torch.nn.functional.cross_entropy`.
     optimizer : callable (default: plain SGD)
         ``(parameters, lr) -> Optimizer``. Its state lasts one round.
     metrics : mapping of str to callable (default: {"accuracy": accuracy})
-        Evaluation metrics by name, each ``(outputs, targets) -> Tensor``, the mean over a batch. ``{}`` for none.
+        Evaluation metrics by name, each ``(outputs, targets) -> Tensor``, the mean over a batch. ``{}`` for
+        none.
     mods : list of callable, optional
         Flower's client mods.
 
     Returns
     -------
     ClientApp
-        Reads ``lr`` from the message's config (else ``learning-rate`` from the run config), and from the run config ``local-epochs``
-        (default 1) and ``seed`` (default 0). Training replies have the metrics ``train_loss`` and ``num-examples``, evaluation
-        replies ``eval_loss``, `metrics` and ``num-examples``.
+        Reads ``lr`` from the message's config (else ``learning-rate`` from the run config), and from the
+        run config ``local-epochs`` (default 1) and ``seed`` (default 0). Training replies have the metrics
+        ``train_loss`` and ``num-examples``, evaluation replies ``eval_loss``, `metrics` and
+        ``num-examples``.
 
     Examples
     --------
@@ -75,7 +80,8 @@ def edge_client_app(
 
     def prepare(message: Message, context: Context) -> tuple[nn.Module, torch.device, Batches, Batches]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # Twice seeded: what `data` draws (a split, say) is the node's and stays the same in every round; what follows is the round's.
+        # Twice seeded: what `data` draws (a split, say) is the node's and stays the same in every round;
+        # what follows is the round's.
         _seed(context, stream=0)
         train_batches, test_batches = data(context)
         _seed(context, stream=_server_round(message))
@@ -121,7 +127,7 @@ def _train(
     epochs: int,
     device: torch.device,
 ) -> tuple[float, int]:
-    """Train in place; return the mean loss over all examples seen, and the number of examples of one epoch."""
+    """Train in place; return the mean loss over all examples seen, and the examples of one epoch."""
     net.train()
     total, seen = torch.zeros((), dtype=torch.float64), 0
     for _ in range(epochs):
@@ -195,7 +201,7 @@ def _learning_rate(message: Message, context: Context) -> float:
     lr = context.run_config.get("learning-rate") if lr is None else lr
     if not isinstance(lr, int | float) or not 0 < lr < float("inf"):
         raise ValueError(
-            f"the learning rate is {lr!r}; expected a positive number, as train_config=ConfigRecord({{'lr': 0.1}}) "
-            "of the strategy's start() or as 'learning-rate' of the run config"
+            f"the learning rate is {lr!r}; expected a positive number. Give it to the strategy's start() as "
+            "train_config=ConfigRecord({'lr': 0.1}), or as 'learning-rate' in the run config"
         )
     return float(lr)

@@ -25,16 +25,18 @@ class TooFewNodesError(RuntimeError):
 class NodeBinding:
     """A lasting one-to-one map between Flower node ids and the plan's node indices.
 
-    Flower draws node ids anew for every run (unless SuperNode keys are used), and only the node itself knows its ``partition-id``.
+    Flower draws node ids anew for every run (unless SuperNode keys are used), and only the node itself
+    knows its ``partition-id``.
 
     Parameters
     ----------
     n : int
         Number of nodes of the plan.
     bind_by : {"node-id", "partition-id"}
-        ``"node-id"`` numbers the nodes in the order of their ids; it works with every ClientApp. ``"partition-id"`` asks each node for
-        its partition with a ``query.gossip`` message, which apps made by `flower_edge.clients.edge_client_app` answer: node i of the
-        plan is then the board with partition i, whatever its id, in this run and the next.
+        ``"node-id"`` numbers the nodes in the order of their ids; it works with every ClientApp.
+        ``"partition-id"`` asks each node for its partition with a ``query.gossip`` message, which apps made
+        by `flower_edge.clients.edge_client_app` answer: node i of the plan is then the board with partition
+        i, whatever its id, in this run and the next.
     """
 
     def __init__(self, n: int, bind_by: BindBy) -> None:
@@ -83,19 +85,21 @@ class NodeBinding:
             time.sleep(0.2)
         if connected > self.n:
             raise ValueError(
-                f"the plan is for {self.n} nodes, {connected} are connected. Make a plan for this many, or connect fewer"
+                f"the plan is for {self.n} nodes, {connected} are connected. "
+                "Make a plan for this many, or connect fewer"
             )
         present = self._bind_newcomers(grid, strict=True)
         if len(present) < self.n:
             raise TooFewNodesError(
-                f"{self.n - len(present)} of {self.n} nodes did not say their partition within {QUERY_TIMEOUT:.0f} s"
+                f"{self.n - len(present)} of {self.n} nodes did not say their partition "
+                f"within {QUERY_TIMEOUT:.0f} s"
             )
 
     def refresh(self, grid: Grid) -> dict[int, int]:
         """Return index → node id of all connected nodes, newcomers included where there is a place for them.
 
-        A node that has no place (the plan is full, or its partition still belongs to a connected node) sits out and is asked again in
-        the next round.
+        A node that has no place (the plan is full, or its partition still belongs to a connected node) sits
+        out and is asked again in the next round.
         """
         return self._bind_newcomers(grid, strict=False)
 

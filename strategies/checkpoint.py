@@ -57,7 +57,9 @@ class Progress:
 
 
 def save(path: Path, fleet: Fleet, progress: Progress) -> None:
-    """Write the models and the progress; after a crash at any moment `path` is either the old or the new file, whole.
+    """Write the models and the progress.
+
+    After a crash at any moment `path` is either the old or the new file, whole.
 
     Raises
     ------

@@ -49,8 +49,8 @@ class Fleet:
         Raises
         ------
         ValueError
-            If names, shapes or dtypes differ from the initial model's, or a parameter is NaN or infinite. The node's model is
-            then what it was.
+            If names, shapes or dtypes differ from the initial model's, or a parameter is NaN or infinite.
+            The node's model is then what it was.
         """
         # The row of the next models is scratch until mix(): what is rejected never touches the node's own.
         trained, carried = self.layout.flatten(arrays, out=self._next[node])
@@ -62,8 +62,8 @@ class Fleet:
     def mix(self, server_round: int, live: Collection[int]) -> None:
         """Mix the models of `live` nodes by W(t).
 
-        A node that is not live keeps its model and both ends of its links take their weight back, so that the matrix which acts is
-        symmetric and doubly stochastic and the mean of all models is kept.
+        A node that is not live keeps its model and both ends of its links take their weight back, so that
+        the matrix which acts is symmetric and doubly stochastic and the mean of all models is kept.
         """
         live = frozenset(live)
         outgoing = {node: self._mixers[node].outgoing(self.models[node]) for node in live}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import time
 from collections.abc import Callable, Iterable
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Result
 
 from flower_edge.gossip.mixer import DPSGD, Mixer
 from flower_edge.gossip.plan import GossipPlan
@@ -20,51 +18,59 @@ from flower_edge.strategies.binding import BindBy, NodeBinding, TooFewNodesError
 from flower_edge.strategies.fleet import Fleet
 from flower_edge.strategies.metrics import mean_min_max, weighted_mean
 from flower_edge.strategies.records import checked_weight, only_arrays, to_numpy, to_record
+from flower_edge.strategies.rounds import ResumableStrategy
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 log = getLogger("flwr").log
 
 
-class HostedGossip(Strategy):
+class HostedGossip(ResumableStrategy):
     """Decentralised learning with one model per node, mixed by a plan instead of averaged.
 
-    The ServerApp holds every node's model. In each round it sends each node *its own* model to train, and mixes what comes back with
-    the models of the node's neighbours by the plan's matrix W(t). What runs here is what boards run among themselves: one `Mixer` a
-    node. The average of all models goes to `evaluate_fn` and to ``Result.arrays`` and nowhere else.
+    The ServerApp holds every node's model. In each round it sends each node *its own* model to train, and
+    mixes what comes back with the models of the node's neighbours by the plan's matrix W(t). What runs here
+    is what boards run among themselves: one `Mixer` a node. The average of all models goes to `evaluate_fn`
+    and to ``Result.arrays`` and nowhere else.
 
-    A node that is missing, replies with an error, or sends a model that is not finite or of another shape keeps its model in that
-    round; the weights of its links return to both ends, so that the matrix which acts stays symmetric and doubly stochastic.
+    A node that is missing, replies with an error, or sends a model that is not finite or of another shape
+    keeps its model in that round; the weights of its links return to both ends, so that the matrix which
+    acts stays symmetric and doubly stochastic.
 
     Parameters
     ----------
     plan : GossipPlan
-        Who mixes with whom, and with which weights. As many nodes have to be connected at the start as it has.
+        Who mixes with whom, and with which weights. As many nodes have to be connected at the start as it
+        has.
     min_nodes : int (default: 2)
-        The least number of nodes that have to train well in a round; with fewer the run stops with a `TooFewNodesError`.
+        The least number of nodes that have to train well in a round; with fewer the run stops with a
+        `TooFewNodesError`.
     fraction_evaluate : float (default: 1.0)
-        Fraction of connected nodes which evaluate their own model after an evaluation round; 0 skips evaluation on the nodes.
+        Fraction of connected nodes which evaluate their own model after an evaluation round; 0 skips
+        evaluation on the nodes.
     evaluate_every : int (default: 1)
         Rounds from one evaluation on the nodes to the next; the last round of `start` is always evaluated.
     bind_by : {"node-id", "partition-id"} (default: "node-id")
-        How Flower's nodes become the plan's nodes: in the order of their ids (works with every ClientApp), or by the ``partition-id``
-        that they are asked for (works with `flower_edge.clients.edge_client_app`; node i of the plan is the same board in every run).
+        How Flower's nodes become the plan's nodes: in the order of their ids (works with every ClientApp),
+        or by the ``partition-id`` that they are asked for (works with
+        `flower_edge.clients.edge_client_app`; node i of the plan is the same board in every run).
     resume : str or Path, optional
-        A file that holds the state after each whole round. If it exists, the run goes on from there, also after SIGKILL or a power cut.
+        A file that holds the state after each whole round. If it exists, the run goes on from there, also
+        after SIGKILL or a power cut.
     connect_timeout : float (default: 300.0)
         Seconds to wait at the start for all nodes to connect.
     mixer : callable (default: DPSGD)
         Makes a node's `flower_edge.gossip.Mixer` from its index.
     weighted_by_key : str (default: "num-examples")
-        The metric by which the nodes' metrics are weighted when averaged. Models are weighted by the plan alone.
+        The metric by which the nodes' metrics are weighted when averaged. Models are weighted by the plan
+        alone.
     arrayrecord_key : str (default: "arrays")
         Key of the ArrayRecord in messages.
     configrecord_key : str (default: "config")
         Key of the ConfigRecord in messages.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : callable, optional
-        ``(list[RecordDict], str) -> MetricRecord`` as in Flower's FedAvg. By default the weighted mean, and for evaluation also the
-        extremes over nodes as ``NAME-min`` and ``NAME-max``.
+        ``(list[RecordDict], str) -> MetricRecord`` as in Flower's FedAvg. By default the weighted mean, and
+        for evaluation also the extremes over nodes as ``NAME-min`` and ``NAME-max``.
 
     Raises
     ------
@@ -73,9 +79,10 @@ class HostedGossip(Strategy):
 
     Notes
     -----
-    Each round's training metrics have, beside the nodes' own: ``consensus-distance`` (√(1/n Σ‖x_i − x̄‖²) after mixing),
-    ``nodes-failed``, ``replies-rejected``, and, added up since the first round, ``busiest-node-bytes`` (*counted*: what the node would
-    send and receive over the plan's links) and ``busiest-node-energy-wh`` (*modelled*: the plan's energy model, if it has one).
+    Each round's training metrics have, beside the nodes' own: ``consensus-distance`` (√(1/n Σ‖x_i − x̄‖²)
+    after mixing), ``nodes-failed``, ``replies-rejected``, and, added up since the first round,
+    ``busiest-node-bytes`` (*counted*: what the node would send and receive over the plan's links) and
+    ``busiest-node-energy-wh`` (*modelled*: the plan's energy model, if it has one).
 
     References
     ----------
@@ -123,142 +130,59 @@ class HostedGossip(Strategy):
         self._fleet: Fleet | None = None
         self._last_round = 0
 
-    # ---------------------------------------------------------------- the whole run
+    # ---------------------------------------------------------------- the run as a whole
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: EvaluateFn | None = None,
-    ) -> Result:
-        """Run `num_rounds` rounds of gossip; with `resume`, only those that are left.
-
-        Parameters
-        ----------
-        grid : Grid
-            Connection to the nodes.
-        initial_arrays : ArrayRecord
-            The model every node starts from: float32, float16, and integer buffers.
-        num_rounds : int (default: 3)
-            Number of the last round.
-        timeout : float (default: 3600)
-            Seconds to wait for the nodes' replies in each step.
-        train_config, evaluate_config : ConfigRecord, optional
-            Sent to the nodes with each message; ``server-round`` is added.
-        evaluate_fn : callable, optional
-            ``(server_round, arrays) -> MetricRecord`` evaluates the *average* model, before the first round and after each round.
-
-        Returns
-        -------
-        Result
-            The average model and all metrics, those from before a resumption included.
+    def open_run(self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int) -> tuple[int, Result]:
+        """Load the resume file if there is one, and bind all nodes.
 
         Raises
         ------
         TooFewNodesError
-            If nodes are missing at the start, or fewer than `min_nodes` train well in a round.
+            If nodes are still missing after `connect_timeout` seconds.
         ValueError
             If more nodes are connected than the plan has, or the initial model cannot be mixed.
         flower_edge.strategies.CheckpointError
             If the file named by `resume` is damaged or belongs to another plan or model.
         """
-        started = time.time()
         self._last_round = num_rounds
-        train_config = ConfigRecord() if train_config is None else train_config
-        evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
-        fleet = self._begin(initial_arrays)
-        self._log_start(num_rounds, train_config, evaluate_config)
-        self._binding.bind_all(grid, self.connect_timeout)
+        fleet = self._begin(grid, initial_arrays)
+        result = Result(arrays=to_record(fleet.layout.unflatten(fleet.mean(), fleet.carried[0])))
+        for kind, rounds in self._progress.history.items():
+            getattr(result, kind).update({r: MetricRecord(metrics) for r, metrics in rounds.items()})
+        return self._progress.server_round, result
 
-        result = self._result_so_far(fleet)
-        if evaluate_fn and self._progress.server_round == 0:
-            self._evaluate_average(0, result, evaluate_fn)
-        for server_round in range(self._progress.server_round + 1, num_rounds + 1):
-            log(INFO, "")
-            log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
-            self._train_round(server_round, grid, result, train_config, timeout)
-            self._evaluate_round(server_round, grid, result, evaluate_config, timeout)
-            if evaluate_fn:
-                self._evaluate_average(server_round, result, evaluate_fn)
-            self._finish_round(server_round, fleet, result)
+    def close_round(self, server_round: int, result: Result) -> None:
+        """Write the resume file, if one is kept."""
+        self._progress.server_round = server_round
+        if self.resume is None or self._fleet is None:
+            return
+        self._progress.bound = self._binding.bound
+        self._progress.history = {
+            kind: {r: dict(metrics) for r, metrics in getattr(result, kind).items()} for kind in _HISTORY
+        }
+        checkpoint.save(self.resume, self._fleet, self._progress)
 
-        log(INFO, "")
-        log(INFO, "Strategy execution finished in %.2fs", time.time() - started)
-        log(INFO, "")
-        log(INFO, "Final results:")
-        log(INFO, "")
-        for line in io.StringIO(str(result)):
-            log(INFO, "\t%s", line.rstrip("\n"))
-        return result
-
-    def _begin(self, initial_arrays: ArrayRecord) -> Fleet:
-        fleet = Fleet(self.plan, {name: array.numpy() for name, array in initial_arrays.items()}, self.mixer)
+    def _begin(self, grid: Grid, initial_arrays: ArrayRecord) -> Fleet:
+        initial = {name: array.numpy() for name, array in initial_arrays.items()}
+        fleet = Fleet(self.plan, initial, self.mixer)
         self._binding = NodeBinding(self.plan.n, self.bind_by)
         self._progress = checkpoint.Progress.start(self.plan.n)
         if self.resume is not None and self.resume.exists():
             self._progress = checkpoint.load(self.resume, fleet)
             self._binding.restore(self._progress.bound)
             log(INFO, "Resuming after round %d from %s", self._progress.server_round, self.resume)
+        self._binding.bind_all(grid, self.connect_timeout)
         self._fleet = fleet
         return fleet
-
-    def _train_round(
-        self, server_round: int, grid: Grid, result: Result, config: ConfigRecord, timeout: float
-    ) -> None:
-        messages = self.configure_train(server_round, result.arrays, config, grid)
-        replies = grid.send_and_receive(list(messages), timeout=timeout)
-        arrays, metrics = self.aggregate_train(server_round, replies)
-        log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
-        result.arrays = arrays
-        result.train_metrics_clientapp[server_round] = metrics
-
-    def _evaluate_round(
-        self, server_round: int, grid: Grid, result: Result, config: ConfigRecord, timeout: float
-    ) -> None:
-        messages = list(self.configure_evaluate(server_round, result.arrays, config, grid))
-        if not messages:
-            return
-        metrics = self.aggregate_evaluate(server_round, grid.send_and_receive(messages, timeout=timeout))
-        if metrics is not None:
-            log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
-            result.evaluate_metrics_clientapp[server_round] = metrics
-
-    def _evaluate_average(self, server_round: int, result: Result, evaluate_fn: EvaluateFn) -> None:
-        metrics = evaluate_fn(server_round, result.arrays)
-        log(INFO, "Evaluation of the average model: %s", metrics)
-        if metrics is not None:
-            result.evaluate_metrics_serverapp[server_round] = metrics
-
-    def _finish_round(self, server_round: int, fleet: Fleet, result: Result) -> None:
-        self._progress.server_round = server_round
-        if self.resume is None:
-            return
-        self._progress.bound = self._binding.bound
-        self._progress.history = {
-            kind: {r: dict(metrics) for r, metrics in getattr(result, kind).items()} for kind in _HISTORY
-        }
-        checkpoint.save(self.resume, fleet, self._progress)
-
-    def _result_so_far(self, fleet: Fleet) -> Result:
-        histories = {
-            kind: {r: MetricRecord(metrics) for r, metrics in self._progress.history.get(kind, {}).items()}
-            for kind in _HISTORY
-        }
-        return Result(arrays=_average(fleet), **histories)
 
     # ---------------------------------------------------------------- training
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Address each connected node with its own model; `arrays` is every node's first model and unused later."""
+        """Address each connected node with its own model; `arrays` is what all start from, unused later."""
         if self._fleet is None:
-            self._begin(arrays)
-            self._binding.bind_all(grid, self.connect_timeout)
+            self._begin(grid, arrays)
         nodes = self._binding.refresh(grid)
         log(INFO, "configure_train: %d of %d nodes are connected", len(nodes), self.plan.n)
         return self._messages(nodes, server_round, config, MessageType.TRAIN)
@@ -286,8 +210,8 @@ class HostedGossip(Strategy):
         log(INFO, "aggregate_train: Received %d results and %d failures", len(trained), failed)
         if len(trained) < self.min_nodes:
             raise TooFewNodesError(
-                f"round {server_round}: {len(trained)} of {self.plan.n} nodes trained well ({rejected} replies rejected); "
-                f"min_nodes is {self.min_nodes}. The lines above say why"
+                f"round {server_round}: {len(trained)} of {self.plan.n} nodes trained well "
+                f"({rejected} replies rejected); min_nodes is {self.min_nodes}. The lines above say why"
             )
         fleet.mix(server_round, trained.keys())
         self._account(fleet, server_round, trained.keys())
@@ -304,7 +228,7 @@ class HostedGossip(Strategy):
         return to_record(fleet.layout.unflatten(mean, fleet.carried[0])), metrics
 
     def _accept(self, fleet: Fleet, replies: Iterable[Message]) -> tuple[dict[int, RecordDict], int]:
-        """Put each good reply's model into the fleet; return their contents by node, and how many were rejected."""
+        """Put each good reply's model into the fleet; return contents by node, and the number rejected."""
         trained: dict[int, RecordDict] = {}
         rejected = 0
         for reply in replies:
@@ -422,18 +346,5 @@ class HostedGossip(Strategy):
         log(INFO, "\t\t├── ArrayRecord key: '%s'", self.arrayrecord_key)
         log(INFO, "\t\t└── ConfigRecord key: '%s'", self.configrecord_key)
 
-    def _log_start(self, num_rounds: int, train_config: ConfigRecord, evaluate_config: ConfigRecord) -> None:
-        log(INFO, "Starting %s strategy:", type(self).__name__)
-        log(INFO, "\t├── Number of rounds: %d", num_rounds)
-        log(INFO, "\t├── Models: %d of %.2f MB", self.plan.n, self._running_fleet().layout.nbytes / 2**20)
-        log(INFO, "\t├── ConfigRecord (train) keys: %s", sorted(train_config) or "(empty!)")
-        log(INFO, "\t├── ConfigRecord (evaluate) keys: %s", sorted(evaluate_config) or "(empty!)")
-        self.summary()
-        log(INFO, "")
-
 
 _HISTORY = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
-
-
-def _average(fleet: Fleet) -> ArrayRecord:
-    return to_record(fleet.layout.unflatten(fleet.mean(), fleet.carried[0]))

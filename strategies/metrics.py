@@ -29,7 +29,7 @@ def weighted_mean(contents: list[RecordDict], weighted_by_key: str) -> MetricRec
 
 
 def mean_min_max(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """`weighted_mean`, and beside each scalar metric ``NAME`` its extremes over the nodes, ``NAME-min`` and ``NAME-max``.
+    """`weighted_mean`, and beside each scalar ``NAME`` its extremes, ``NAME-min`` and ``NAME-max``.
 
     Each node's model is its own, so that the spread says what no average can.
     """

@@ -18,8 +18,8 @@ MAX_NPY_HEADER_BYTES = 16 * 1024
 def read_npy(content: bytes, expected: ArraySpec) -> npt.NDArray[Any]:
     """Read an array in numpy's npy format as a read-only view of `content`.
 
-    The shape and dtype that it claims, and the number of bytes that are really there, are compared with what is expected before
-    anything is made of them; objects are never unpickled.
+    The shape and dtype that it claims, and the number of bytes that are really there, are compared with
+    what is expected before anything is made of them; objects are never unpickled.
 
     Raises
     ------
@@ -35,10 +35,9 @@ def read_npy(content: bytes, expected: ArraySpec) -> npt.NDArray[Any]:
     received = ArraySpec(expected.name, shape, str(dtype))
     if received != expected:
         raise ValueError(f"received array {received}, expected {expected}")
-    if len(content) - file.tell() != expected.size * dtype.itemsize:
-        raise ValueError(
-            f"array {expected} has {len(content) - file.tell()} bytes, expected {expected.size * dtype.itemsize}"
-        )
+    size, expected_size = len(content) - file.tell(), expected.size * dtype.itemsize
+    if size != expected_size:
+        raise ValueError(f"array {expected} has {size} bytes, expected {expected_size}")
     flat = np.frombuffer(content, dtype, count=expected.size, offset=file.tell())
     return flat.reshape(shape, order="F" if fortran_order else "C")
 

@@ -1,7 +1,7 @@
 """Named arrays ↔ one flat fp32 vector.
 
-Gossip averages vectors; frameworks hold named arrays (a torch ``state_dict``, a Flower ``ArrayRecord``). A `Layout` is the
-fixed correspondence between the two, found once per model.
+Gossip averages vectors; frameworks hold named arrays (a torch ``state_dict``, a Flower ``ArrayRecord``). A
+`Layout` is the fixed correspondence between the two, found once per model.
 """
 
 from collections.abc import Mapping
@@ -50,9 +50,10 @@ class ArraySpec:
 class Layout:
     """Where each named array of a model lies in its flat fp32 vector.
 
-    Floating arrays (float32, float16, bfloat16) follow each other in the vector in the order of `specs`: they are what gossip
-    mixes. Integer and boolean arrays (BatchNorm's ``num_batches_tracked``) are *carried*: they stay with their node. Both
-    directions are exact, since every mixed dtype is a subset of fp32.
+    Floating arrays (float32, float16, bfloat16) follow each other in the vector in the order of `specs`:
+    they are what gossip mixes. Integer and boolean arrays (BatchNorm's ``num_batches_tracked``) are
+    *carried*: they stay with their node. Both directions are exact, since every mixed dtype is a subset of
+    fp32.
 
     Parameters
     ----------
@@ -83,8 +84,8 @@ class Layout:
         for spec in specs:
             if spec.dtype in REFUSED_DTYPES:
                 raise TypeError(
-                    f"array {spec} cannot be mixed without loss: expected float32, float16, bfloat16, an integer type or bool. "
-                    "Convert the model first, for example with model.float()"
+                    f"array {spec} cannot be mixed without loss: expected float32, float16, bfloat16, an "
+                    "integer type or bool. Convert the model first, for example with model.float()"
                 )
         layout = cls(specs)
         if layout.size == 0:
@@ -163,8 +164,8 @@ class Layout:
     ) -> dict[str, npt.NDArray[Any]]:
         """Cut a flat vector into named numpy arrays.
 
-        float32 arrays are views of `vector` where possible. Raises a TypeError for bfloat16, which numpy lacks
-        (use `unflatten_torch`), and a ValueError for a vector of another size.
+        float32 arrays are views of `vector` where possible. Raises a TypeError for bfloat16, which numpy
+        lacks (use `unflatten_torch`), and a ValueError for a vector of another size.
         """
         if vector.shape != (self.size,) or vector.dtype != np.float32:
             raise ValueError(
@@ -202,7 +203,8 @@ class Layout:
 def is_finite(vector: Vector) -> bool:
     """Whether a vector has neither NaN nor infinity.
 
-    A finite sum proves it in one pass without a temporary; only a sum that overflows or is NaN needs the exact look.
+    A finite sum proves it in one pass without a temporary; only a sum that overflows or is NaN needs the
+    exact look.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(vector.sum())) or bool(np.isfinite(vector).all())

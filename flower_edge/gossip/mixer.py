@@ -12,9 +12,10 @@ from flower_edge.kernels import mix
 class Mixer(ABC):
     """One node's side of a gossip algorithm.
 
-    A board runs one; a hosted simulation runs one per node, with the same result. A mixer knows no transport: whoever drives it
-    carries `outgoing` to the neighbours of the round and hands in what arrived. A link has to fail for both ends or for neither:
-    then the matrix that acts stays symmetric and doubly stochastic, and the mean of all models is kept.
+    A board runs one; a hosted simulation runs one per node, with the same result. A mixer knows no
+    transport: whoever drives it carries `outgoing` to the neighbours of the round and hands in what
+    arrived. A link has to fail for both ends or for neither: then the matrix that acts stays symmetric and
+    doubly stochastic, and the mean of all models is kept.
 
     Parameters
     ----------
@@ -46,7 +47,8 @@ class Mixer(ABC):
         row : mapping of int to float
             This node's row of W(t): the weight of every neighbour and of the node itself; it sums to one.
         received : mapping of int to ndarray of float32, shape (d,)
-            The neighbours' `outgoing` of this round. The weight of a neighbour that is not there returns to this node.
+            The neighbours' `outgoing` of this round. The weight of a neighbour that is not there returns to
+            this node.
         out : ndarray of float32, shape (d,), optional
             Where to write; may be `model`. A new vector by default.
 
@@ -83,9 +85,12 @@ class DPSGD(Mixer):
         if self.node not in row:
             raise KeyError(f"the row has weights for nodes {sorted(row)}, none for node {self.node} itself")
         if strangers := received.keys() - row.keys():
-            raise KeyError(f"received models from {sorted(strangers)}; node {self.node} mixes with {sorted(row)}")
+            raise KeyError(
+                f"received models from {sorted(strangers)}; node {self.node} mixes with {sorted(row)}"
+            )
         neighbours = [j for j in row if j in received and j != self.node]
-        # What is not given away stays here: absent neighbours' weight included, and the sum is one whatever was rounded.
+        # What is not given away stays here: absent neighbours' weight included, and the sum is one whatever
+        # was rounded.
         own_weight = 1.0 - sum(row[j] for j in neighbours)
         out = np.empty_like(model) if out is None else out
         mix(out, [model, *(received[j] for j in neighbours)], [own_weight, *(row[j] for j in neighbours)])

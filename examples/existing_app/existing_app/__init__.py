@@ -1,0 +1,1 @@
+"""A Flower app that was written for FedAvg, now gossiping."""

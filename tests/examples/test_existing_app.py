@@ -1,0 +1,73 @@
+"""An app written for FedAvg gossips after five changed lines, all in its server_app.py."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+APP = ROOT / "examples" / "existing_app"
+
+sys.path.insert(0, str(ROOT / "tests" / "strategies"))
+from local_grid import LocalGrid  # noqa: E402
+
+
+def changed_lines() -> list[str]:
+    before, after = (
+        (APP / "existing_app" / name).read_text().splitlines()
+        for name in ("server_app_fedavg.py", "server_app.py")
+    )
+    diff = difflib.unified_diff(before, after, lineterm="", n=0)
+    return [line for line in diff if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+
+
+def test_five_lines_change_and_the_readme_shows_them() -> None:
+    readme = (APP / "README.md").read_text()
+
+    assert 0 < len(changed_lines()) <= 5
+    for line in changed_lines():
+        assert line in readme
+
+
+@pytest.fixture
+def apps(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    monkeypatch.syspath_prepend(str(APP))
+    names = ("client_app", "server_app", "server_app_fedavg")
+    yield {name: importlib.import_module(f"existing_app.{name}") for name in names}
+    for module in [name for name in sys.modules if name.partition(".")[0] == "existing_app"]:
+        del sys.modules[module]
+
+
+@pytest.mark.parametrize("server", ["server_app_fedavg", "server_app"])
+def test_it_learns_before_and_after(
+    server: str,
+    apps: dict[str, ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flwr.app import Context, RecordDict
+
+    monkeypatch.chdir(tmp_path)
+    run_config = {
+        "num-server-rounds": 4,
+        "fraction-evaluate": 0.5,
+        "local-epochs": 1,
+        "learning-rate": 0.05,
+        "batch-size": 32,
+    }
+    grid = LocalGrid(apps["client_app"].app, list(range(100, 110)), run_config)
+    accuracies = []
+    evaluate = apps[server].global_evaluate
+    monkeypatch.setattr(
+        apps[server], "global_evaluate", lambda r, a: accuracies.append(m := evaluate(r, a)) or m
+    )
+
+    apps[server].app(grid, Context(1, 0, {}, RecordDict(), run_config))
+
+    assert accuracies[0]["accuracy"] < 0.3
+    assert accuracies[-1]["accuracy"] > 0.6
+    assert (tmp_path / "final_model.pt").exists()
