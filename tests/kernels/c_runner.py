@@ -1,0 +1,30 @@
+"""Builds and runs the C test runners, natively or for another machine."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+CEXT = Path(__file__).parents[2] / "cext"
+
+
+def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",)) -> Path:
+    """Compile the runner of a kernel family, with warnings as errors; return the program."""
+    program = into / f"{family}_test"
+    sources = [
+        CEXT / "cpu.c",
+        CEXT / "parallel.c",
+        CEXT / family / f"{family}.c",
+        CEXT / "tests" / f"{family}_test.c",
+    ]
+    command = [*compiler, "-std=c11", "-O3", "-Wall", "-Wextra", "-Werror", f"-I{CEXT}", *map(str, sources)]
+    subprocess.run([*command, "-lm", "-o", str(program)], check=True)
+    return program
+
+
+def run(program: Path, emulator: Sequence[str] = (), isa: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a runner, with ``FLOWER_EDGE_ISA`` set to `isa`, and capture what it says."""
+    environment = os.environ | {"FLOWER_EDGE_ISA": isa}
+    return subprocess.run(
+        [*emulator, str(program)], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
