@@ -1,0 +1,1 @@
+"""One module for each claim: ``python -m benchmarks.NAME [--quick]``."""
