@@ -12,7 +12,7 @@ A benchmark is a module with this outline::
         run("name", __doc__, main)
 
 ``run`` prints the table and the claims, writes ``benchmarks/results/NAME.json`` and exits with 1 if a claim
-does not hold. With ``--quick`` it writes no file, so that a hurried measurement never replaces a committed one.
+does not hold. With ``--quick`` it writes no file: a hurried measurement never replaces a committed one.
 """
 
 import argparse

@@ -52,7 +52,7 @@ def threaded_memcpy(to: torch.Tensor, source: torch.Tensor, threads: int) -> Cal
 def measure(
     bench: Benchmark, threads: int, length: int, count: int, in_place: bool = False, isa: str | None = None
 ) -> tuple[float, float]:
-    """Measure one case and add its row; return the share of copy bandwidth and the times faster than torch."""
+    """Measure one case and add its row; return its share of copy bandwidth and its gain over torch."""
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     vectors = [torch.randn(length, generator=generator) for _ in range(count)]

@@ -17,7 +17,17 @@ def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",)) -> Path:
         CEXT / family / f"{family}.c",
         CEXT / "tests" / f"{family}_test.c",
     ]
-    command = [*compiler, "-std=c11", "-O3", "-Wall", "-Wextra", "-Werror", f"-I{CEXT}", *map(str, sources)]
+    command = [
+        *compiler,
+        "-std=c11",
+        "-O3",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        f"-I{CEXT}",
+        *map(str, sources),
+    ]
     subprocess.run([*command, "-lm", "-o", str(program)], check=True)
     return program
 
