@@ -1,0 +1,46 @@
+"""JSON from files that nobody vouches for: sizes are checked before anything is read, NaN is refused."""
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+MAX_BYTES = 64 * 2**20
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 file of at most `MAX_BYTES`; a larger or unreadable one is a ValueError that names it."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"{path} has {size} bytes, expected at most {MAX_BYTES}")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error}") from error
+
+
+def parse_object(text: str, what: str) -> dict[str, Any]:
+    """Parse a JSON object; anything else is a ValueError that begins with `what`."""
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"{what}: received {len(text)} characters, expected at most {MAX_BYTES}")
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no number here")
+
+    try:
+        parsed = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what}: not valid JSON ({error})") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{what}: received a JSON {type(parsed).__name__}, expected an object")
+    return parsed
+
+
+def is_int(value: object) -> bool:
+    """Whether a parsed value is an integer; JSON's true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a parsed value is an integer or a float; JSON's true and false are neither."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

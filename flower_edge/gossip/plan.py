@@ -1,0 +1,378 @@
+"""Mixing plans: who averages with whom, with what weight, in which round."""
+
+import hashlib
+import json
+import logging
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flower_edge._extras import require
+from flower_edge.gossip._strict_json import is_int, parse_object, read_text
+from flower_edge.gossip._plan_json import decode, encode
+from flower_edge.gossip.convergence import Convergence
+from flower_edge.gossip.energy import Energies, UnicastEnergy
+from flower_edge.gossip.graph import MAX_NODES, Links, check_connected, check_graph, link_array
+from flower_edge.gossip.sparsify import prune
+from flower_edge.gossip.weights import Weights, fastest_symmetric, metropolis_hastings, mixing_matrix, rho
+
+if TYPE_CHECKING:
+    import networkx as nx
+    import scipy.sparse
+
+logger = logging.getLogger("flower_edge")
+
+SUM_TOLERANCE = 1e-9
+"""How far a row of a given matrix may be from one, and the matrix from symmetric."""
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """The links of one round and their weights; a matrix made of them is symmetric with rows that sum to one, whatever they are.
+
+    Parameters
+    ----------
+    links : ndarray of int64, shape (m, 2)
+        Pairs i < j, sorted, each once.
+    weights : ndarray of float64, shape (m,)
+        W_ij of each link; a node keeps W_ii = 1 − Σ_j W_ij for itself.
+
+    Raises
+    ------
+    ValueError
+        For links out of order, or weights that are not finite or do not match the links.
+    """
+
+    links: Links
+    weights: Weights
+
+    def __post_init__(self) -> None:
+        links, weights = np.array(self.links), np.array(self.weights, np.float64)
+        if links.size == 0:
+            links = links.astype(np.int64).reshape(0, 2)
+        if links.ndim != 2 or links.shape[1] != 2 or not np.issubdtype(links.dtype, np.integer):
+            raise ValueError(
+                f"received links of {links.dtype} {links.shape}, expected integers of shape (m, 2)"
+            )
+        if weights.shape != (len(links),):
+            raise ValueError(
+                f"received weights of shape {weights.shape} for {len(links)} links, expected one a link"
+            )
+        if (bad := np.flatnonzero(~np.isfinite(weights))).size:
+            raise ValueError(
+                f"link {links[bad[0]].tolist()} has weight {weights[bad[0]]}, expected a finite number"
+            )
+        if (bad := np.flatnonzero((links[:, 0] >= links[:, 1]) | (links[:, 0] < 0))).size:
+            raise ValueError(f"received link {links[bad[0]].tolist()}, expected [i, j] with 0 ≤ i < j")
+        step = np.diff(links, axis=0)
+        if (bad := np.flatnonzero((step[:, 0] < 0) | ((step[:, 0] == 0) & (step[:, 1] <= 0)))).size:
+            raise ValueError(
+                f"link {links[bad[0] + 1].tolist()} follows {links[bad[0]].tolist()}, expected sorted links, each once"
+            )
+        links.flags.writeable = weights.flags.writeable = False
+        object.__setattr__(self, "links", links)
+        object.__setattr__(self, "weights", weights)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GossipPlan:
+    """The mixing matrices W(t) of a fleet: symmetric, doubly stochastic, sparse.
+
+    Round t uses phase t mod len(phases), found from the round number alone, so that nodes need no coordinator; a static plan
+    has one phase. To load a plan and to read its rows, numpy is enough.
+
+    Parameters
+    ----------
+    n : int
+        Number of nodes, 2 to 4096.
+    phases : tuple of Phase
+        Links and weights of the rounds of one cycle.
+    energy : UnicastEnergy, optional
+        What a round costs.
+
+    Raises
+    ------
+    ValueError
+        If the phases name other nodes than 0..n-1, or the models would never agree: the links of all phases together do not
+        connect the nodes (the message names the components), or ρ ≥ 1.
+    """
+
+    n: int
+    phases: tuple[Phase, ...]
+    energy: UnicastEnergy | None = None
+
+    def __post_init__(self) -> None:
+        if not is_int(self.n) or not 2 <= self.n <= MAX_NODES:
+            raise ValueError(
+                f"received a plan for n = {self.n!r:.60} nodes, expected a whole number from 2 to {MAX_NODES}"
+            )
+        if not self.phases:
+            raise ValueError("received no phases, expected at least one")
+        union = np.concatenate([phase.links for phase in self.phases])
+        if union.size and union.max() >= self.n:
+            raise ValueError(f"a link leads to node {union.max()}, expected nodes 0..{self.n - 1}")
+        check_connected(union, self.n)
+        if not self.rho < 1:
+            raise ValueError(
+                f"with these weights ρ = ‖W − J‖ is {self.rho}, expected less than 1: the models would never agree"
+            )
+
+    @classmethod
+    def from_matrix(cls, matrix: Any, energy: UnicastEnergy | None = None) -> "GossipPlan":
+        """Make a static plan of a mixing matrix.
+
+        Parameters
+        ----------
+        matrix : array_like or scipy sparse array, shape (n, n)
+            W: symmetric, with rows that sum to one within 1e-9. Entries may be negative.
+        energy : UnicastEnergy, optional
+            What a round costs.
+
+        Raises
+        ------
+        ValueError
+            If it is not square, finite, symmetric or doubly stochastic (the message names the worst row and its sum), or if
+            its ρ is not below 1.
+        """
+        dense = np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix, np.float64)
+        if dense.ndim != 2 or dense.shape[0] != dense.shape[1]:
+            raise ValueError(f"received a matrix of shape {dense.shape}, expected a square one")
+        if (bad := np.argwhere(~np.isfinite(dense))).size:
+            i, j = bad[0].tolist()
+            raise ValueError(f"W[{i}, {j}] is {dense[i, j]}, expected finite entries")
+        asymmetry = np.abs(dense - dense.T)
+        if asymmetry.size and asymmetry.max() > SUM_TOLERANCE:
+            i, j = map(int, np.unravel_index(asymmetry.argmax(), asymmetry.shape))
+            raise ValueError(
+                f"W[{i}, {j}] is {dense[i, j]} and W[{j}, {i}] is {dense[j, i]}, expected a symmetric matrix"
+            )
+        sums = dense.sum(1)
+        worst = int(np.abs(sums - 1).argmax()) if sums.size else 0
+        if sums.size and abs(sums[worst] - 1) > SUM_TOLERANCE:
+            raise ValueError(
+                f"W is not doubly stochastic: row {worst} sums to {sums[worst]}, expected 1 within {SUM_TOLERANCE}"
+            )
+        links = np.argwhere(np.triu(dense, 1))
+        return cls(len(dense), (Phase(links, dense[links[:, 0], links[:, 1]]),), energy)
+
+    def phase(self, round: int) -> Phase:
+        """Return the links and weights of a round."""
+        return self.phases[round % len(self.phases)]
+
+    @cached_property
+    def rho(self) -> float:
+        """ρ = ‖W − J‖₂, the contraction of the disagreement in a round; of several phases, the geometric mean over a cycle."""
+        product = np.eye(self.n)
+        for phase in self.phases:
+            product = mixing_matrix(phase.links, phase.weights, self.n) @ product
+        if len(self.phases) == 1:
+            return rho(product)
+        return float(np.linalg.norm(product - 1.0 / self.n, 2) ** (1 / len(self.phases)))
+
+    @property
+    def spectral_gap(self) -> float:
+        """1 − ρ."""
+        return 1.0 - self.rho
+
+    def matrix(self, round: int) -> "scipy.sparse.csr_array":
+        """Return W(t), float64 of shape (n, n). Needs scipy."""
+        sparse = require("scipy.sparse", "topology")
+        rows = self._rows[round % len(self.phases)]
+        return sparse.csr_array(
+            (
+                np.array([weight for row in rows for weight in row.values()]),
+                np.array([node for row in rows for node in row]),
+                np.cumsum([0, *map(len, rows)]),
+            ),
+            shape=(self.n, self.n),
+        )
+
+    def row(self, node: int, round: int) -> dict[int, float]:
+        """Return a node's row of W(t): neighbour → weight in ascending order, the node itself included; it sums to one."""
+        return dict(self._row(node, round))
+
+    def neighbours(self, node: int, round: int) -> list[int]:
+        """Return the nodes that `node` exchanges models with in a round, ascending."""
+        return [other for other in self._row(node, round) if other != node]
+
+    def links_per_node(self, round: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+        """Return how many links each node uses in a round, int64 of shape (n,)."""
+        return np.bincount(self.phase(round).links.ravel(), minlength=self.n)
+
+    def energy_per_node(self, round: int) -> Energies:
+        """Return the modelled Wh of each node in a round, float64 of shape (n,).
+
+        Raises
+        ------
+        ValueError
+            If the plan has no energy model.
+        """
+        if self.energy is None:
+            raise ValueError("this plan has no energy model: make it with energy=UnicastEnergy(…)")
+        return self.energy.per_node(self.phase(round).links, self.n)
+
+    def validate(self, graph: "nx.Graph") -> None:
+        """Raise a ValueError if the plan is not for this base graph: another number of nodes, or links that it lacks."""
+        if len(graph) != self.n:
+            raise ValueError(f"the plan is for {self.n} nodes, the graph has {len(graph)}")
+        for number, phase in enumerate(self.phases):
+            if missing := [link for link in phase.links.tolist() if not graph.has_edge(*link)]:
+                shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+                raise ValueError(f"phase {number} uses {len(missing)} links that the graph lacks: {shown}")
+
+    def describe(self) -> str:
+        """Say in one line what the plan is."""
+        links = [len(phase.links) for phase in self.phases]
+        busiest = max(int(self.links_per_node(t).max()) for t in range(len(self.phases)))
+        kind = "static" if len(links) == 1 else f"{len(links)} phases"
+        text = f"{kind}, {self.n} nodes, {sum(links) / len(links):g} links a round, at most {busiest} a node, ρ = {self.rho:.4f}"
+        if self.energy is not None:
+            per_round = np.mean([self.energy_per_node(t) for t in range(len(self.phases))], axis=0)
+            text += f", {per_round.max():.4g} Wh a round at the busiest node"
+        return text
+
+    def __repr__(self) -> str:
+        return f"<GossipPlan: {self.describe()}>"
+
+    def __eq__(self, other: object) -> bool:
+        return self.digest() == other.digest() if isinstance(other, GossipPlan) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the whole plan: equal plans, and only those, have the same one."""
+        # Without ρ: it follows from the rest, up to rounding that may differ from one LAPACK to another.
+        content = encode(self.n, self._phase_pairs, self.energy, rho=0.0)
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Return the plan as JSON, and write it to `path` if there is one; `from_json` gives the same plan back, bit for bit."""
+        text = json.dumps(encode(self.n, self._phase_pairs, self.energy, self.rho))
+        if path is not None:
+            Path(path).write_text(text + "\n", "utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, text_or_path: str | Path) -> "GossipPlan":
+        """Read a plan that `to_json` wrote.
+
+        Parameters
+        ----------
+        text_or_path : str or Path
+            The JSON itself (a str that begins with a brace), or the file's path.
+
+        Raises
+        ------
+        ValueError
+            For a file that is not a plan, has another version, is not consistent in itself, or would never converge. The
+            message says what is wrong. Nothing of a claimed size is allocated before the file is seen to back it.
+        """
+        inline = isinstance(text_or_path, str) and text_or_path.lstrip().startswith("{")
+        where = "gossip plan" if inline else f"gossip plan {str(text_or_path)!r}"
+        text = str(text_or_path) if inline else read_text(text_or_path)
+        document = parse_object(text, where)
+        try:
+            n, phases, energy, claimed = decode(document)
+            plan = cls(n, tuple(Phase(links, weights) for links, weights in phases), energy)
+            if not abs(claimed - plan.rho) <= SUM_TOLERANCE:
+                raise ValueError(
+                    f"the file says ρ = {claimed}, its weights give {plan.rho}: it was changed or cut"
+                )
+            return plan
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    @property
+    def _phase_pairs(self) -> list[tuple[Links, Weights]]:
+        return [(phase.links, phase.weights) for phase in self.phases]
+
+    def _row(self, node: int, round: int) -> dict[int, float]:
+        if not 0 <= node < self.n:
+            raise ValueError(f"received node {node}, expected 0 to {self.n - 1}")
+        return self._rows[round % len(self.phases)][node]
+
+    @cached_property
+    def _rows(self) -> list[list[dict[int, float]]]:
+        return [_rows_of(phase, self.n) for phase in self.phases]
+
+
+def _rows_of(phase: Phase, n: int) -> list[dict[int, float]]:
+    given: list[dict[int, float]] = [{} for _ in range(n)]
+    for (i, j), weight in zip(phase.links.tolist(), phase.weights.tolist(), strict=True):
+        given[i][j] = given[j][i] = weight
+    rows = []
+    for node, weights in enumerate(given):
+        weights[node] = 1.0 - math.fsum(weights.values())
+        rows.append(dict(sorted(weights.items())))
+    return rows
+
+
+def full_graph_plan(
+    graph: "nx.Graph", energy: UnicastEnergy | None = None, *, weights: str = "metropolis"
+) -> GossipPlan:
+    """Make the plan that uses every link of the base graph: the baseline that sparse plans are measured against.
+
+    Parameters
+    ----------
+    graph : networkx.Graph
+        Base graph.
+    energy : UnicastEnergy, optional
+        What a round costs.
+    weights : {"metropolis", "fastest"}, default "metropolis"
+        Metropolis–Hastings weights, or those of `fastest_symmetric`.
+    """
+    rules = {"metropolis": metropolis_hastings, "fastest": fastest_symmetric}
+    if weights not in rules:
+        raise ValueError(f"received weights {weights!r}, expected one of {sorted(rules)}")
+    return GossipPlan(len(graph), (Phase(link_array(graph), rules[weights](graph)),), energy)
+
+
+def optimize(
+    graph: "nx.Graph",
+    energy: UnicastEnergy,
+    *,
+    convergence: Convergence | None = None,
+    nonnegative: bool = False,
+) -> GossipPlan:
+    """Choose the links and weights with which the busiest node spends least until the models have converged.
+
+    The bi-level method of Zhang, Chiu, He (ICASSP 2024) for a general base graph: for every budget of links per node, `prune`
+    chooses the links, `fastest_symmetric` the weights, and `Convergence` predicts the rounds K(ρ); the plan with the least
+    K(ρ) · (energy of the busiest node in a round) wins. The full graph, with its Metropolis and its fastest weights, is among
+    the candidates, so the plan never loses to them in its own model. Progress goes to the logger ``flower_edge``.
+
+    Parameters
+    ----------
+    graph : networkx.Graph
+        Base graph; the plan uses links of it alone.
+    energy : UnicastEnergy
+        What a round costs each node.
+    convergence : Convergence, optional
+        The bound that predicts rounds; unit constants by default.
+    nonnegative : bool, default False
+        Whether all weights have to be zero or more.
+
+    Returns
+    -------
+    GossipPlan
+        Static.
+    """
+    check_graph(graph)
+    convergence = convergence or Convergence()
+    best = full_graph_plan(graph, energy)
+
+    def predicted(plan: GossipPlan) -> float:
+        return convergence.rounds(plan.rho, plan.n) * float(plan.energy_per_node(0).max())
+
+    for budget, links in prune(graph):
+        weights = fastest_symmetric(graph.edge_subgraph(map(tuple, links.tolist())), nonnegative=nonnegative)
+        plan = GossipPlan(len(graph), (Phase(links, weights),), energy)
+        logger.info("at most %d links a node: ρ = %.4f, predicted %.4g Wh", budget, plan.rho, predicted(plan))
+        if predicted(plan) < predicted(best):
+            best = plan
+    return best
