@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ VERSION = 1
 MAX_META_BYTES = 256 * 2**20
 
 History = dict[str, dict[int, dict[str, Any]]]
+
+
+# What zipfile, json and the conversions raise on damaged bytes; NotImplementedError is a RuntimeError.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError),
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+)
 
 
 class CheckpointError(ValueError):
@@ -122,7 +130,7 @@ def load(path: Path, fleet: Fleet) -> Progress:
             carried = [_read_carried(archive, node, fleet.layout) for node in range(n)]
     except CheckpointError:
         raise
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"{path} is not a whole checkpoint of flower_edge: {error}") from error
     fleet.models[:] = models
     fleet.carried = carried
@@ -137,7 +145,7 @@ def _write(file: Any, meta: bytes, fleet: Fleet) -> None:
             arrays |= {_carried_name(node, name): array for name, array in carried.items()}
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+                np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
 
 
 def _check_same_run(meta: Any, fleet: Fleet) -> None:

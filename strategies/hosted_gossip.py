@@ -292,7 +292,7 @@ class HostedGossip(ResumableStrategy):
         self, nodes: dict[int, int], server_round: int, config: ConfigRecord, message_type: str
     ) -> list[Message]:
         fleet = self._running_fleet()
-        config["server-round"] = server_round
+        config = ConfigRecord({**config, "server-round": server_round})
         return [
             Message(
                 RecordDict(

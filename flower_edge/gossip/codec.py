@@ -217,8 +217,8 @@ def _spec(name: str, array: Any) -> ArraySpec:
 
 
 def _as_numpy(array: Any) -> npt.NDArray[Any]:
-    if isinstance(array, np.ndarray):
-        return array
+    if isinstance(array, np.ndarray | np.generic):
+        return np.asarray(array)
     tensor = array.detach().cpu()
     if str(tensor.dtype) == "torch.bfloat16":
         tensor = tensor.float()

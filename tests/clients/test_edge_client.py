@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import local_grid  # noqa: F401  (lets this process make messages)
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict

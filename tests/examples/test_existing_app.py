@@ -8,12 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from local_grid import LocalGrid
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "examples" / "existing_app"
 
-sys.path.insert(0, str(ROOT / "tests" / "strategies"))
-from local_grid import LocalGrid  # noqa: E402
 
 
 def changed_lines() -> list[str]:

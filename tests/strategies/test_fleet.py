@@ -1,8 +1,8 @@
 """The mixing of all models, with and without failures."""
 
-import networkx as nx
 import numpy as np
 import pytest
+from graphs import random_connected_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +11,7 @@ from flower_edge.strategies.fleet import Fleet
 
 
 def random_fleet(n: int, size: int, seed: int) -> Fleet:
-    plan = full_graph_plan(load_graph(nx.connected_watts_strogatz_graph(n, min(n - 1, 4), 0.4, seed=seed)))
+    plan = full_graph_plan(load_graph(random_connected_graph(n, seed)))
     fleet = Fleet(plan, {"weight": np.zeros(size, np.float32)}, DPSGD)
     fleet.models[:] = np.random.default_rng(seed).standard_normal((n, size)) + 1.0
     return fleet
