@@ -2,6 +2,14 @@
 
 #include "parallel.h"
 
+/* Hints for calls whose data comes from memory: fetch the vectors ahead of their use, and write `out`, which then lies on
+ * a cache line, around the cache. */
+enum { MIX_PREFETCH = 1, MIX_STREAM = 2 };
+
+/* Floats, a kilobyte: the best of 128 to 2048 from two to twelve vectors. The cores' own prefetchers lose their way at
+ * every page's end. */
+enum { MIX_AHEAD = 256 };
+
 #include "serial.h"
 #if defined(__x86_64__)
 #include "avx2.h"
@@ -10,9 +18,8 @@
 #include "neon.h"
 #endif
 
-/* `stream` asks for stores that bypass the cache, and promises that `out` lies on a cache line. */
 typedef void (*mix_version)(fe_float *out, const fe_float *const *x, const float *w, size_t count, size_t length,
-                            int stream);
+                            unsigned how);
 
 static const fe_version versions[FE_ISA_COUNT] = {
     [FE_SERIAL] = (fe_version)mix_serial,
@@ -34,9 +41,9 @@ enum {
     GROUP = 8,
     /* Torch's own grain, 32768 elements. */
     GRAIN = 32768 / BLOCK,
-    /* When a call touches more bytes than a usual last-level cache holds, writing around the cache saves reading `out`
-     * before it is overwritten: a sixth of the traffic for four vectors. Below, it would only evict the result. */
-    STREAM_BYTES = 32 << 20,
+    /* A usual last-level cache. When a call touches more, writing around the cache saves reading `out` before it is
+     * overwritten: a sixth of the traffic for four vectors. Below, both hints cost more than they bring. */
+    CACHE_BYTES = 32 << 20,
 };
 
 typedef struct {
@@ -45,14 +52,14 @@ typedef struct {
     const fe_float *const *vectors;
     const float *weights;
     size_t count, length;
-    /* Floats between a cache line's begin and `out`: blocks end there, so that threads never share a line. */
+    /* Floats from the begin of a cache line to `out`. Blocks are cut at lines, so that threads never share one. */
     size_t shift;
-    int stream;
+    unsigned how;
 } mix_job;
 
 /* The partial sum of one group is the first row of the next, with weight 1: exact, so grouping changes no bit. It is
  * kept aside until the last group, since `out` may be a vector that is still to be read. */
-static void mix_block(const mix_job *job, size_t begin, size_t length, int stream) {
+static void mix_block(const mix_job *job, size_t begin, size_t length, unsigned how) {
     float partial[BLOCK];
     const fe_float *rows[GROUP];
     float weights[GROUP];
@@ -61,9 +68,9 @@ static void mix_block(const mix_job *job, size_t begin, size_t length, int strea
         rows[held] = job->vectors[k] + begin;
         weights[held++] = job->weights[k];
         if (k + 1 == job->count) {
-            job->run(job->out + begin, rows, weights, held, length, stream);
+            job->run(job->out + begin, rows, weights, held, length, how);
         } else if (held == GROUP) {
-            job->run(partial, rows, weights, held, length, 0);
+            job->run(partial, rows, weights, held, length, how & ~MIX_STREAM);
             rows[0] = partial;
             weights[0] = 1.0f;
             held = 1;
@@ -77,7 +84,7 @@ static void mix_blocks(int64_t first, int64_t last, void *context) {
         size_t begin = block ? block * BLOCK - job->shift : 0;
         size_t end = (block + 1) * BLOCK - job->shift;
         mix_block(job, begin, (end < job->length ? end : job->length) - begin,
-                  job->stream && (uintptr_t)(job->out + begin) % LINE == 0);
+                  (uintptr_t)(job->out + begin) % LINE ? job->how & ~MIX_STREAM : job->how);
     }
 }
 
@@ -93,10 +100,11 @@ int fe_mix(fe_isa ceiling, fe_float *out, const fe_float *const *vectors, const 
         .count = count,
         .length = length,
         .shift = (uintptr_t)out % LINE / sizeof *out,
-        .stream = (double)length * sizeof *out * ((double)count + 1) > STREAM_BYTES,
+        .how = (double)length * sizeof *out * ((double)count + 1) > CACHE_BYTES ? MIX_PREFETCH | MIX_STREAM : 0,
     };
     /* A line that was just read is in the cache: nothing to save. */
     for (size_t k = 0; k < count; k++)
-        job.stream &= vectors[k] != out;
+        if (vectors[k] == out)
+            job.how &= ~MIX_STREAM;
     return fe_parallel_for((int64_t)((length + job.shift + BLOCK - 1) / BLOCK), GRAIN, mix_blocks, &job);
 }

@@ -1,9 +1,10 @@
 #include <arm_neon.h>
 
-/* No streaming stores: ARM cores see a run of whole lines being written and stop allocating them by themselves. */
+/* Neither hint is heeded: ARM cores see a run of whole lines being written and stop allocating them by themselves, and
+ * prefetching would have to be measured on the boards first. */
 static void mix_neon(fe_float *out, const fe_float *const *x, const float *w, size_t count, size_t length,
-                     int stream) {
-    (void)stream;
+                     unsigned how) {
+    (void)how;
     size_t i = 0;
     for (; i + 16 <= length; i += 16) {
         float32x4_t a = vmulq_n_f32(vld1q_f32(x[0] + i), w[0]);

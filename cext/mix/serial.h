@@ -1,8 +1,8 @@
 /* Plain C. Multiplies and adds round separately here; the other versions fuse them, so the last bits may differ. */
 static void mix_serial(fe_float *out, const fe_float *const *x, const float *w, size_t count, size_t length,
-                       int stream) {
+                       unsigned how) {
     enum { TILE = 16 };
-    (void)stream;
+    (void)how;
     size_t i = 0;
     for (; i + TILE <= length; i += TILE) {
         float sum[TILE];
