@@ -63,7 +63,7 @@ def span(vector: Any, name: str) -> Span:
                 f"{name} has shape {vector.shape} and strides {vector.strides}, "
                 "expected one contiguous dimension; use numpy.ascontiguousarray(...).reshape(-1)"
             )
-        return Span(vector.ctypes.data, vector.size)
+        return Span(vector.__array_interface__["data"][0], vector.size)
     if is_tensor(vector):
         return _tensor_span(vector, name)
     raise TypeError(f"{name} is a {type(vector).__name__}, expected a numpy array or a torch tensor")

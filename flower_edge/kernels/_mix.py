@@ -17,6 +17,8 @@ _Out = TypeVar("_Out", bound="Vector")
 # The twin works through slices of this many elements, so that its float64 sums stay in cache.
 _SLICE = 1 << 16
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def mix(out: _Out, vectors: Sequence["Vector"], weights: Sequence[float] | npt.NDArray[np.floating]) -> _Out:
     r"""Write ``out = sum_j weights[j] * vectors[j]`` in one pass over memory.
@@ -47,7 +49,7 @@ def mix(out: _Out, vectors: Sequence["Vector"], weights: Sequence[float] | npt.N
     Raises
     ------
     TypeError
-        If a vector is not float32, not on the CPU, or neither array nor tensor.
+        If a vector is not float32, not on the CPU, or neither array nor tensor, or a weight is not a number.
     ValueError
         If shapes, numbers of vectors and weights, memory layout or aliasing do not fit, or a weight is not
         finite in float32.
@@ -60,9 +62,7 @@ def mix(out: _Out, vectors: Sequence["Vector"], weights: Sequence[float] | npt.N
             _threads.connect(_dispatch.extension)
             target, *rows = spans
             addresses = tuple(row.address for row in rows)
-            _dispatch.extension.mix(
-                _dispatch.ceiling(), target.address, target.length, addresses, tuple(checked.tolist())
-            )
+            _dispatch.extension.mix(_dispatch.ceiling(), target.address, target.length, addresses, checked)
         mark_written(out)
     return out
 
@@ -94,31 +94,25 @@ def mix_reference(
 
 
 def _mix_numpy(
-    out: npt.NDArray[np.float32], vectors: list[npt.NDArray[np.float32]], weights: npt.NDArray[np.float32]
+    out: npt.NDArray[np.float32], vectors: list[npt.NDArray[np.float32]], weights: tuple[float, ...]
 ) -> None:
+    rounded = np.array(weights, dtype=np.float32).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         for start in range(0, out.size, _SLICE):
             here = slice(start, start + _SLICE)
             total = np.zeros(out[here].size)
-            for vector, weight in zip(vectors, weights.astype(np.float64), strict=True):
+            for vector, weight in zip(vectors, rounded, strict=True):
                 total += weight * vector[here]
             out[here] = total
 
 
 def _check(
     out: "Vector", vectors: Sequence["Vector"], weights: Sequence[float] | npt.NDArray[np.floating]
-) -> tuple[list[Span], npt.NDArray[np.float32]]:
-    """Check everything; return the spans of `out` and of each vector, and the weights in float32."""
+) -> tuple[list[Span], tuple[float, ...]]:
+    """Check everything; return the spans of `out` and of each vector, and the weights."""
     if len(vectors) == 0:
         raise ValueError("vectors is empty, expected at least one vector")
-    given = np.asarray(weights, dtype=np.float64)
-    if given.shape != (len(vectors),):
-        raise ValueError(f"weights has shape {given.shape}, expected {(len(vectors),)}: one for each vector")
-    with np.errstate(over="ignore"):
-        checked = given.astype(np.float32)
-    if not np.isfinite(checked).all():
-        at = int(np.flatnonzero(~np.isfinite(checked))[0])
-        raise ValueError(f"weights[{at}] is {given[at]}, expected a number that is finite in float32")
+    checked = _finite_weights(weights, len(vectors))
     check_writable(out, "out")
     target = span(out, "out")
     spans = [target]
@@ -133,3 +127,20 @@ def _check(
             )
         spans.append(row)
     return spans, checked
+
+
+def _finite_weights(weights: Sequence[float] | npt.NDArray[np.floating], count: int) -> tuple[float, ...]:
+    # Plain Python: for a small model, numpy's calls would take longer than the sum itself.
+    numbers = weights.tolist() if isinstance(weights, np.ndarray) else weights
+    if not hasattr(numbers, "__len__") or len(numbers) != count:
+        raise ValueError(f"weights is {weights!r:.200}, expected {count} numbers: one for each vector")
+    checked = []
+    for j, number in enumerate(numbers):
+        try:
+            weight = float(number)
+        except TypeError:
+            raise TypeError(f"weights[{j}] is {number!r:.200}, expected a number") from None
+        if not -_LARGEST <= weight <= _LARGEST:
+            raise ValueError(f"weights[{j}] is {weight}, expected a number that is finite in float32")
+        checked.append(weight)
+    return tuple(checked)

@@ -172,8 +172,11 @@ zeros = np.zeros(8, np.float32)
     ("out", "vectors", "weights", "error", "match"),
     [
         (zeros, [], [], ValueError, "vectors is empty"),
-        (zeros, [zeros], [0.5, 0.5], ValueError, r"weights has shape \(2,\), expected \(1,\)"),
-        (zeros, [zeros], [[1.0]], ValueError, r"weights has shape \(1, 1\)"),
+        (zeros, [zeros], [0.5, 0.5], ValueError, r"weights is \[0.5, 0.5\], expected 1 numbers"),
+        (zeros, [zeros], [[1.0]], TypeError, r"weights\[0\] is \[1.0\], expected a number"),
+        (zeros, [zeros], np.ones((1, 1)), TypeError, r"weights\[0\] is \[1.0\], expected a number"),
+        (zeros, [zeros], np.array(1.0), ValueError, r"expected 1 numbers"),
+        (zeros, [zeros], 1.0, ValueError, r"weights is 1.0, expected 1 numbers"),
         (zeros, [zeros], [float("nan")], ValueError, r"weights\[0\] is nan"),
         (zeros, [zeros, zeros], [1.0, float("-inf")], ValueError, r"weights\[1\] is -inf"),
         (zeros, [zeros], [1e39], ValueError, r"weights\[0\] is 1e\+39.*finite in float32"),
