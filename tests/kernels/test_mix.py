@@ -98,9 +98,9 @@ def test_bits_do_not_depend_on_threads_length_alignment_or_place(isa: str) -> No
             assert kernels.mix(np.empty(length, np.float32), vectors, weights).tobytes() == once.tobytes()
         misaligned = kernels.mix(shifted(once, 7), [shifted(row, 29) for row in vectors], weights)
         assert misaligned.tobytes() == once.tobytes()
-        part = slice(777, 5001)
+        part = slice(777, 5000)
         assert (
-            kernels.mix(np.empty(5001 - 777, np.float32), [row[part] for row in vectors], weights).tobytes()
+            kernels.mix(np.empty(5000 - 777, np.float32), [row[part] for row in vectors], weights).tobytes()
             == once[part].tobytes()
         )
         inplace = vectors[10].copy()
