@@ -100,7 +100,7 @@ def main(bench: Benchmark) -> None:
             place = "in place" if in_place else "apart"
             share, faster = measure(bench, threads, LARGE, 4, in_place)
             bench.at_least(f"{said}, out {place}: share of the copy bandwidth", share, 0.8)
-            # In place, torch moves less memory and the gain is too near this bound to promise: the row shows it.
+            # In place, torch moves less memory: the gain is too near this bound to promise, the row shows it.
             if not in_place:
                 bench.at_least(f"{said}, out {place}: times faster than torch", faster, 1.5)
     if bench.quick:
