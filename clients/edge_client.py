@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
 BatchFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Handler: TypeAlias = Callable[[Message, Context], Message]
+Mod: TypeAlias = Callable[[Message, Context, Handler], Message]
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -141,8 +141,8 @@ class NodeBinding:
                 f"node {node_id} could not answer {PARTITION_QUERY!r} ({answer.error.reason}). "
                 "Build its ClientApp with flower_edge.clients.edge_client_app, or use bind_by='node-id'"
             )
-        record = answer.content.config_records.get("gossip", {})
-        partition = record.get("partition-id")
+        record = answer.content.config_records.get("gossip")
+        partition = None if record is None else record.get("partition-id")
         if not isinstance(partition, int) or not 0 <= partition < self.n:
             raise ValueError(
                 f"node {node_id} has partition-id {partition!r}; the plan has nodes 0 to {self.n - 1}"
