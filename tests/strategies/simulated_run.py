@@ -1,9 +1,6 @@
-"""FedAvg and hosted gossip with W = J, one after the other in one Flower simulation; for test_simulation.py."""
+"""FedAvg, then hosted gossip with W = J, in one Flower simulation; for test_simulation.py."""
 
-import os
 import sys
-
-os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 import numpy as np
 import torch

@@ -186,7 +186,7 @@ def test_too_few_good_replies_stop_the_run(
         toy_app, NODE_IDS, fault=lambda partition, message, reply: reply if partition < 3 else None
     )
 
-    with pytest.raises(TooFewNodesError, match="round 1: 3 of 6 nodes trained well .* min_nodes is 4"):
+    with pytest.raises(TooFewNodesError, match=r"round 1: 3 of 6 nodes trained well .* min_nodes is 4"):
         HostedGossip(plan, min_nodes=4).start(grid, initial, num_rounds=2)
 
 

@@ -1,5 +1,6 @@
 """Real Flower: both strategies in the Simulation Engine."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,12 @@ def test_gossip_with_j_is_fedavg_with_equal_weights(tmp_path: Path) -> None:
     script, output = Path(__file__).parent / "simulated_run.py", tmp_path / "outcome.npz"
 
     done = subprocess.run(
-        [sys.executable, str(script), str(output)], capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, str(script), str(output)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"},
     )
 
     assert output.exists(), done.stdout[-4000:] + done.stderr[-4000:]
