@@ -60,7 +60,7 @@ def test_nothing_unpickles() -> None:
 
 
 def test_a_board_needs_no_solver(tmp_path: Path) -> None:
-    """Loading a plan and mixing works where no solver, networkx, scipy, matplotlib or flwr can be imported."""
+    """Loading a plan and mixing works where no solver, networkx, scipy, matplotlib or flwr is installed."""
     script = """
 import sys
 for module in ("networkx", "scipy", "cvxpy", "matplotlib", "sklearn", "flwr"):
