@@ -8,13 +8,14 @@ from dataclasses import dataclass, fields
 class Convergence:
     """Rounds of decentralised SGD to a given accuracy, as a function of ρ.
 
-    Koloskova, Loizou, Boreiri, Jaggi, Stich (ICML 2020), Theorem 2, smooth non-convex case with gossip in every round (τ = 1) and
-    bounds on noise and heterogeneity that do not grow with the gradient (M = P = 0):
+    Koloskova, Loizou, Boreiri, Jaggi, Stich (ICML 2020), Theorem 2, smooth non-convex case with gossip in
+    every round (τ = 1) and bounds on noise and heterogeneity that do not grow with the gradient (M = P = 0):
 
     K(ρ) = L·F₀ · (σ² / (n ε²) + (ζ + σ √p) / (p ε^{3/2}) + 1 / (p ε)),  p = 1 − ρ².
 
-    The bound leaves out constant factors: it ranks plans, it does not count rounds. With little noise, or n large, K goes with
-    1 / p; with much noise and few nodes the first term, which no mixing matrix changes, makes fewer links pay more.
+    The bound leaves out constant factors: it ranks plans, it does not count rounds. With little noise, or n
+    large, K goes with 1 / p; with much noise and few nodes the first term, which no mixing matrix changes,
+    makes fewer links pay more.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ class Convergence:
             positive = field.name in ("accuracy", "smoothness")
             if not math.isfinite(value) or value < 0 or (positive and value == 0):
                 raise ValueError(
-                    f"{field.name} is {value}, expected a finite number, {'above' if positive else 'at least'} 0"
+                    f"{field.name} is {value}, expected a finite number {'above' if positive else 'from'} 0"
                 )
 
     def rounds(self, rho: float, n: int) -> float:
@@ -53,8 +54,6 @@ class Convergence:
         if not 0 <= rho < 1:
             raise ValueError(f"rho is {rho}, expected 0 ≤ rho < 1")
         p, epsilon = 1 - rho**2, self.accuracy
-        return self.smoothness * (
-            self.noise**2 / (n * epsilon**2)
-            + (self.heterogeneity + self.noise * math.sqrt(p)) / (p * epsilon**1.5)
-            + 1 / (p * epsilon)
-        )
+        local = self.noise**2 / (n * epsilon**2)
+        disagreement = (self.heterogeneity + self.noise * math.sqrt(p)) / (p * math.sqrt(epsilon) * epsilon)
+        return self.smoothness * (local + disagreement + 1 / (p * epsilon))

@@ -21,8 +21,8 @@ SECONDS_PER_HOUR = 3600.0
 class UnicastEnergy:
     """Energy of one round where a node sends its model to each neighbour by itself.
 
-    c_i = compute + Σ_{j: W_ij ≠ 0} (send + receive): the unicast cost of Zhang, Chiu, He (ICASSP 2024, Section 2), with the cost
-    of a link split into its two directions.
+    c_i = compute + Σ_{j: W_ij ≠ 0} (send + receive): the unicast cost of Zhang, Chiu, He (ICASSP 2024,
+    Section 2), with the cost of a link split into its two directions.
 
     Parameters
     ----------
@@ -38,10 +38,16 @@ class UnicastEnergy:
 
     Examples
     --------
-    Powers and times below are assumptions, for a 1 MB model over 20 Mbit/s; replace them by what your boards draw.
+    Powers and times below are assumptions, for a 1 MB model over 20 Mbit/s; replace them by what your boards
+    draw.
 
     >>> energy = UnicastEnergy.from_radio(
-    ...     model_bytes=1e6, bitrate=20e6, send_watts=1.2, receive_watts=1.0, compute_watts=3.0, compute_seconds=2.0
+    ...     model_bytes=1e6,
+    ...     bitrate=20e6,
+    ...     send_watts=1.2,
+    ...     receive_watts=1.0,
+    ...     compute_watts=3.0,
+    ...     compute_seconds=2.0,
     ... )
     """
 
@@ -125,16 +131,18 @@ class UnicastEnergy:
         ndarray of float64, shape (n,)
             Wh.
         """
-        return self.compute + self.per_link * np.bincount(np.asarray(links).ravel(), minlength=n)
+        degrees = np.bincount(np.asarray(links).ravel(), minlength=n)
+        return np.asarray(self.compute + self.per_link * degrees, np.float64)
 
 
 def aggregator_energy(graph: "nx.Graph", energy: UnicastEnergy) -> Energies:
     """Energy of one FedAvg round on the same base graph, with the aggregator at the best node for it.
 
-    All n nodes train, the aggregator's host included. Each other node's model travels to the aggregator, and the average back
-    to each of them, over a shortest path (in hops); a relay pays receive + send for every model it forwards, both ways. Where
-    several neighbours are equally near the aggregator, a node takes the one that carries the fewest models yet. Every node is
-    tried as the aggregator's host; the one for which the busiest node spends least is taken.
+    All n nodes train, the aggregator's host included. Each other node's model travels to the aggregator, and
+    the average back to each of them, over a shortest path (in hops); a relay pays receive + send for every
+    model it forwards, both ways. Where several neighbours are equally near the aggregator, a node takes the
+    one that carries the fewest models yet. Every node is tried as the aggregator's host; the one for which
+    the busiest node spends least is taken.
 
     Parameters
     ----------
@@ -150,11 +158,11 @@ def aggregator_energy(graph: "nx.Graph", energy: UnicastEnergy) -> Energies:
     """
     check_graph(graph)
     transfers = min((_transfers(graph, host) for host in range(len(graph))), key=lambda t: t.max())
-    return energy.compute + energy.per_link * transfers
+    return np.asarray(energy.compute + energy.per_link * transfers, np.float64)
 
 
 def _transfers(graph: "nx.Graph", host: int) -> npt.NDArray[np.int64]:
-    """Models sent (as many as are received) by every node in one FedAvg round with the aggregator at `host`."""
+    """Models that every node sends (and receives) in one FedAvg round with the aggregator at `host`."""
     hops = {host: 0}
     order = [host]
     for node in order:
@@ -162,7 +170,8 @@ def _transfers(graph: "nx.Graph", host: int) -> npt.NDArray[np.int64]:
             if other not in hops:
                 hops[other] = hops[node] + 1
                 order.append(other)
-    # models[v]: those of v and of all nodes behind it; they cross the link towards the host once up and once down.
+    # models[v]: those of v and of all nodes behind it; they cross the link towards the host once up and once
+    # down.
     models = np.ones(len(graph), np.int64)
     for node in reversed(order[1:]):
         nearer = [other for other in graph[node] if hops[other] == hops[node] - 1]

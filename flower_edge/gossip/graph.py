@@ -1,7 +1,7 @@
 """Base graphs: which nodes can talk to which.
 
-A base graph is an undirected, connected `networkx.Graph` with nodes 0..n-1. Everywhere in this package its links are in one
-order: the sorted pairs i < j that `link_array` returns.
+A base graph is an undirected, connected `networkx.Graph` with nodes 0..n-1. Everywhere in this package its
+links are in one order: the sorted pairs i < j that `link_array` returns.
 """
 
 import json
@@ -36,12 +36,14 @@ def load_graph(source: "str | Path | nx.Graph") -> "nx.Graph":
     source : str, Path or networkx.Graph
         One of
 
-        * the path of an edge list in JSON, ``{"n": 3, "edges": [[0, 1], [1, 2, 0.8]]}``: the optional third entry is the
-          quality of the link, 0 to 1 (edge attribute ``"quality"``); ``"m"``, the number of links, and ``"name"`` are optional;
-        * ``"complete:33"``, ``"ring:16"``, ``"torus:4x8"``, ``"regular:33:4"`` (nodes, degree) or ``"geometric:33:187"`` (nodes,
-          links); the last two take a seed, as in ``"geometric:33:187:seed=7"`` (default 0);
-        * an undirected networkx graph; its nodes become 0..n-1 in sorted order where they can be sorted, else in their own
-          order, and keep their names as node attribute ``"label"``.
+        * the path of an edge list in JSON, ``{"n": 3, "edges": [[0, 1], [1, 2, 0.8]]}``: the optional third
+          entry is the quality of the link, 0 to 1 (edge attribute ``"quality"``); ``"m"``, the number of
+          links, and ``"name"`` are optional;
+        * ``"complete:33"``, ``"ring:16"``, ``"torus:4x8"``, ``"regular:33:4"`` (nodes, degree) or
+          ``"geometric:33:187"`` (nodes, links); the last two take a seed, as in ``"geometric:33:187:seed=7"``
+          (default 0);
+        * an undirected networkx graph; its nodes become 0..n-1 in sorted order where they can be sorted, else
+          in their own order, and keep their names as node attribute ``"label"``.
 
     Returns
     -------
@@ -51,7 +53,8 @@ def load_graph(source: "str | Path | nx.Graph") -> "nx.Graph":
     Raises
     ------
     ValueError
-        If the source cannot be read, is malformed, or is not connected; the message then names the components.
+        If the source cannot be read, is malformed, or is not connected; the message then names the
+        components.
     """
     if isinstance(source, str) and (match := re.fullmatch(r"([a-z]+):(.*)", source)):
         return _from_spec(match[1], match[2].split(":"), source)
@@ -72,17 +75,17 @@ def save_graph(graph: "nx.Graph", path: str | Path) -> None:
 
 
 def complete(n: int) -> "nx.Graph":
-    """Every node is linked to every other."""
+    """Link every node to every other."""
     return _generated(f"complete:{n}", n, lambda nx: nx.complete_graph(n))
 
 
 def ring(n: int) -> "nx.Graph":
-    """Every node is linked to two others, in a cycle."""
+    """Link every node to two others, in a cycle."""
     return _generated(f"ring:{n}", n, lambda nx: nx.cycle_graph(n))
 
 
 def torus(rows: int, cols: int) -> "nx.Graph":
-    """A grid whose opposite sides are joined; node r·cols + c stands in row r, column c."""
+    """Join the opposite sides of a grid; node r·cols + c stands in row r, column c."""
     if rows < 1 or cols < 1:
         raise ValueError(f"received a torus of {rows} rows and {cols} columns, expected at least one of each")
     return _generated(
@@ -100,7 +103,7 @@ def regular(n: int, degree: int, seed: int = 0) -> "nx.Graph":
     """
     if not 1 <= degree < n or n * degree % 2:
         raise ValueError(
-            f"received degree {degree} for {n} nodes; expected 1 to {n - 1} links per node, with n · degree even"
+            f"received degree {degree} for {n} nodes; expected 1 to {n - 1}, with n · degree even"
         )
 
     def draw(nx: Any) -> "nx.Graph":
@@ -116,7 +119,8 @@ def regular(n: int, degree: int, seed: int = 0) -> "nx.Graph":
 def geometric(n: int, links: int, seed: int = 0) -> "nx.Graph":
     """Draw points in the unit square and link the `links` closest pairs, as radios of one range would.
 
-    Points are drawn again, from the same generator, until the graph is connected. Node attribute ``"pos"`` holds the point.
+    Points are drawn again, from the same generator, until the graph is connected. Node attribute ``"pos"``
+    holds the point.
 
     Raises
     ------
@@ -125,7 +129,7 @@ def geometric(n: int, links: int, seed: int = 0) -> "nx.Graph":
     """
     if not n - 1 <= links <= n * (n - 1) // 2:
         raise ValueError(
-            f"received {links} links for {n} nodes, expected {n - 1} (a tree) to {n * (n - 1) // 2} (all pairs)"
+            f"received {links} links for {n} nodes, expected {n - 1} (a tree) to {n * (n - 1) // 2} (all)"
         )
 
     def draw(nx: Any) -> "nx.Graph":
@@ -159,8 +163,8 @@ def check_graph(graph: "nx.Graph") -> None:
     """Raise a ValueError if `graph` is no base graph: nodes 0..n-1, n ≥ 2, undirected, simple, connected."""
     if graph.is_directed() or graph.is_multigraph():
         raise ValueError(
-            f"received a {type(graph).__name__}, expected an undirected networkx.Graph without parallel links: convert it with "
-            "networkx.Graph(graph)"
+            f"received a {type(graph).__name__}, expected an undirected networkx.Graph without "
+            "parallel links: convert it with networkx.Graph(graph)"
         )
     n = len(graph)
     _check_size(n)
@@ -260,7 +264,8 @@ def _from_networkx(source: "nx.Graph") -> "nx.Graph":
     nx = require("networkx", "topology")
     if not isinstance(source, nx.Graph):
         raise TypeError(
-            f"received a {type(source).__name__}, expected a path, a generator such as 'ring:16', or a networkx.Graph"
+            f"received a {type(source).__name__}, "
+            "expected a path, a generator such as 'ring:16', or a networkx.Graph"
         )
     _check_size(len(source))
     try:
@@ -278,14 +283,16 @@ def _from_file(path: str | Path) -> "nx.Graph":
     nx = require("networkx", "topology")
     where = f"graph file {str(path)!r}"
     document = parse_object(read_text(path), where)
-    n, edges = document.get("n"), document.get("edges")
+    n: Any = document.get("n")
+    edges = document.get("edges")
     if not is_int(n) or not isinstance(edges, list):
         raise ValueError(
             f'{where}: expected {{"n": nodes, "edges": [[i, j], …]}}, received {sorted(document)}'
         )
     try:
         _check_size(n)
-        # A tree has the fewest links, so a claimed n is backed by that many entries before anything is made of its size.
+        # A tree has the fewest links, so a claimed n is backed by that many entries before anything is made
+        # of its size.
         if len(edges) < n - 1:
             raise ValueError(f"{len(edges)} links cannot connect {n} nodes")
         claimed = document.get("m", len(edges))

@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flower_edge._extras import require
-from flower_edge.gossip._strict_json import is_int, parse_object, read_text
 from flower_edge.gossip._plan_json import decode, encode
+from flower_edge.gossip._strict_json import is_int, parse_object, read_text
 from flower_edge.gossip.convergence import Convergence
 from flower_edge.gossip.energy import Energies, UnicastEnergy
 from flower_edge.gossip.graph import MAX_NODES, Links, check_connected, check_graph, link_array
 from flower_edge.gossip.sparsify import prune
-from flower_edge.gossip.weights import Weights, fastest_symmetric, metropolis_hastings, mixing_matrix, rho
+from flower_edge.gossip.weights import (
+    Weights,
+    fastest_symmetric,
+    metropolis_hastings,
+    mixing_matrix,
+    nearly_fastest,
+    rho,
+)
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -26,13 +33,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flower_edge")
 
+EXACT_NODES = 64
+"""Up to here the exact weights take seconds; beyond, the time grows with about the sixth power of n."""
+
+CLOSE = 1.01
+"""How near the full graph must come to the best plan for its exact weights to be worth a look."""
+
 SUM_TOLERANCE = 1e-9
 """How far a row of a given matrix may be from one, and the matrix from symmetric."""
 
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """The links of one round and their weights; a matrix made of them is symmetric with rows that sum to one, whatever they are.
+    """The links of one round and their weights; W is symmetric and its rows sum to one, by construction.
 
     Parameters
     ----------
@@ -71,7 +84,8 @@ class Phase:
         step = np.diff(links, axis=0)
         if (bad := np.flatnonzero((step[:, 0] < 0) | ((step[:, 0] == 0) & (step[:, 1] <= 0)))).size:
             raise ValueError(
-                f"link {links[bad[0] + 1].tolist()} follows {links[bad[0]].tolist()}, expected sorted links, each once"
+                f"link {links[bad[0] + 1].tolist()} follows {links[bad[0]].tolist()}: "
+                "expected sorted links, each once"
             )
         links.flags.writeable = weights.flags.writeable = False
         object.__setattr__(self, "links", links)
@@ -82,8 +96,8 @@ class Phase:
 class GossipPlan:
     """The mixing matrices W(t) of a fleet: symmetric, doubly stochastic, sparse.
 
-    Round t uses phase t mod len(phases), found from the round number alone, so that nodes need no coordinator; a static plan
-    has one phase. To load a plan and to read its rows, numpy is enough.
+    Round t uses phase t mod len(phases), found from the round number alone, so that nodes need no
+    coordinator; a static plan has one phase. To load a plan and to read its rows, numpy is enough.
 
     Parameters
     ----------
@@ -97,8 +111,8 @@ class GossipPlan:
     Raises
     ------
     ValueError
-        If the phases name other nodes than 0..n-1, or the models would never agree: the links of all phases together do not
-        connect the nodes (the message names the components), or ρ ≥ 1.
+        If the phases name other nodes than 0..n-1, or the models would never agree: the links of all phases
+        together do not connect the nodes (the message names the components), or ρ ≥ 1.
     """
 
     n: int
@@ -118,7 +132,8 @@ class GossipPlan:
         check_connected(union, self.n)
         if not self.rho < 1:
             raise ValueError(
-                f"with these weights ρ = ‖W − J‖ is {self.rho}, expected less than 1: the models would never agree"
+                f"with these weights ρ = ‖W − J‖ is {self.rho}, expected less than 1: "
+                "the models would never agree"
             )
 
     @classmethod
@@ -135,8 +150,8 @@ class GossipPlan:
         Raises
         ------
         ValueError
-            If it is not square, finite, symmetric or doubly stochastic (the message names the worst row and its sum), or if
-            its ρ is not below 1.
+            If it is not square, finite, symmetric or doubly stochastic (the message names the worst row and
+            its sum), or if its ρ is not below 1.
         """
         dense = np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix, np.float64)
         if dense.ndim != 2 or dense.shape[0] != dense.shape[1]:
@@ -154,7 +169,8 @@ class GossipPlan:
         worst = int(np.abs(sums - 1).argmax()) if sums.size else 0
         if sums.size and abs(sums[worst] - 1) > SUM_TOLERANCE:
             raise ValueError(
-                f"W is not doubly stochastic: row {worst} sums to {sums[worst]}, expected 1 within {SUM_TOLERANCE}"
+                f"W is not doubly stochastic: row {worst} sums to {sums[worst]}, "
+                f"expected 1 within {SUM_TOLERANCE}"
             )
         links = np.argwhere(np.triu(dense, 1))
         return cls(len(dense), (Phase(links, dense[links[:, 0], links[:, 1]]),), energy)
@@ -165,7 +181,7 @@ class GossipPlan:
 
     @cached_property
     def rho(self) -> float:
-        """ρ = ‖W − J‖₂, the contraction of the disagreement in a round; of several phases, the geometric mean over a cycle."""
+        """ρ = ‖W − J‖₂, how much disagreement a round leaves; of several phases, the geometric mean."""
         product = np.eye(self.n)
         for phase in self.phases:
             product = mixing_matrix(phase.links, phase.weights, self.n) @ product
@@ -192,7 +208,7 @@ class GossipPlan:
         )
 
     def row(self, node: int, round: int) -> dict[int, float]:
-        """Return a node's row of W(t): neighbour → weight in ascending order, the node itself included; it sums to one."""
+        """Return a node's row of W(t): node → weight, ascending, its own included; it sums to one."""
         return dict(self._row(node, round))
 
     def neighbours(self, node: int, round: int) -> list[int]:
@@ -216,7 +232,7 @@ class GossipPlan:
         return self.energy.per_node(self.phase(round).links, self.n)
 
     def validate(self, graph: "nx.Graph") -> None:
-        """Raise a ValueError if the plan is not for this base graph: another number of nodes, or links that it lacks."""
+        """Raise a ValueError if the plan is not for this base graph: other nodes, or links that it lacks."""
         if len(graph) != self.n:
             raise ValueError(f"the plan is for {self.n} nodes, the graph has {len(graph)}")
         for number, phase in enumerate(self.phases):
@@ -229,7 +245,10 @@ class GossipPlan:
         links = [len(phase.links) for phase in self.phases]
         busiest = max(int(self.links_per_node(t).max()) for t in range(len(self.phases)))
         kind = "static" if len(links) == 1 else f"{len(links)} phases"
-        text = f"{kind}, {self.n} nodes, {sum(links) / len(links):g} links a round, at most {busiest} a node, ρ = {self.rho:.4f}"
+        text = (
+            f"{kind}, {self.n} nodes, {sum(links) / len(links):g} links a round, "
+            f"at most {busiest} a node, ρ = {self.rho:.4f}"
+        )
         if self.energy is not None:
             per_round = np.mean([self.energy_per_node(t) for t in range(len(self.phases))], axis=0)
             text += f", {per_round.max():.4g} Wh a round at the busiest node"
@@ -251,7 +270,7 @@ class GossipPlan:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Return the plan as JSON, and write it to `path` if there is one; `from_json` gives the same plan back, bit for bit."""
+        """Return the plan as JSON, and write it to `path` if given; `from_json` reads it back bit for bit."""
         text = json.dumps(encode(self.n, self._phase_pairs, self.energy, self.rho))
         if path is not None:
             Path(path).write_text(text + "\n", "utf-8")
@@ -269,8 +288,9 @@ class GossipPlan:
         Raises
         ------
         ValueError
-            For a file that is not a plan, has another version, is not consistent in itself, or would never converge. The
-            message says what is wrong. Nothing of a claimed size is allocated before the file is seen to back it.
+            For a file that is not a plan, has another version, is not consistent in itself, or would never
+            converge. The message says what is wrong. Nothing of a claimed size is allocated before the file
+            is seen to back it.
         """
         inline = isinstance(text_or_path, str) and text_or_path.lstrip().startswith("{")
         where = "gossip plan" if inline else f"gossip plan {str(text_or_path)!r}"
@@ -315,7 +335,7 @@ def _rows_of(phase: Phase, n: int) -> list[dict[int, float]]:
 def full_graph_plan(
     graph: "nx.Graph", energy: UnicastEnergy | None = None, *, weights: str = "metropolis"
 ) -> GossipPlan:
-    """Make the plan that uses every link of the base graph: the baseline that sparse plans are measured against.
+    """Make the plan that uses every link of the base graph: the baseline of the sparse ones.
 
     Parameters
     ----------
@@ -333,18 +353,16 @@ def full_graph_plan(
 
 
 def optimize(
-    graph: "nx.Graph",
-    energy: UnicastEnergy,
-    *,
-    convergence: Convergence | None = None,
-    nonnegative: bool = False,
+    graph: "nx.Graph", energy: UnicastEnergy, *, convergence: Convergence | None = None
 ) -> GossipPlan:
     """Choose the links and weights with which the busiest node spends least until the models have converged.
 
-    The bi-level method of Zhang, Chiu, He (ICASSP 2024) for a general base graph: for every budget of links per node, `prune`
-    chooses the links, `fastest_symmetric` the weights, and `Convergence` predicts the rounds K(ρ); the plan with the least
-    K(ρ) · (energy of the busiest node in a round) wins. The full graph, with its Metropolis and its fastest weights, is among
-    the candidates, so the plan never loses to them in its own model. Progress goes to the logger ``flower_edge``.
+    The bi-level method of Zhang, Chiu, He (ICASSP 2024) for a general base graph: for every budget of links
+    per node, `prune` chooses the links, `nearly_fastest` the weights, and `Convergence` predicts the rounds
+    K(ρ). The least K(ρ) · (energy of the busiest node in a round) wins, and gets the exact weights of
+    `fastest_symmetric` where the graph has no more than 64 nodes. The full graph is among the candidates, with
+    Metropolis and with fastest weights, so that the plan does not lose to it in its own model. Progress goes
+    to the logger ``flower_edge``.
 
     Parameters
     ----------
@@ -354,8 +372,6 @@ def optimize(
         What a round costs each node.
     convergence : Convergence, optional
         The bound that predicts rounds; unit constants by default.
-    nonnegative : bool, default False
-        Whether all weights have to be zero or more.
 
     Returns
     -------
@@ -364,15 +380,26 @@ def optimize(
     """
     check_graph(graph)
     convergence = convergence or Convergence()
-    best = full_graph_plan(graph, energy)
 
     def predicted(plan: GossipPlan) -> float:
         return convergence.rounds(plan.rho, plan.n) * float(plan.energy_per_node(0).max())
 
-    for budget, links in prune(graph):
-        weights = fastest_symmetric(graph.edge_subgraph(map(tuple, links.tolist())), nonnegative=nonnegative)
+    def plan_of(links: Links, weights: Weights) -> GossipPlan:
         plan = GossipPlan(len(graph), (Phase(links, weights),), energy)
-        logger.info("at most %d links a node: ρ = %.4f, predicted %.4g Wh", budget, plan.rho, predicted(plan))
-        if predicted(plan) < predicted(best):
-            best = plan
-    return best
+        logger.info("%s; predicted to converge: %.4g Wh", plan.describe(), predicted(plan))
+        return plan
+
+    def exact(plan: GossipPlan) -> GossipPlan:
+        links = plan.phases[0].links
+        return plan_of(links, fastest_symmetric(graph.edge_subgraph(map(tuple, links.tolist()))))
+
+    stages = [stage.links for stage in prune(graph)]
+    metropolis = full_graph_plan(graph, energy)
+    full, *sparse = (plan_of(links, nearly_fastest(links, len(graph))) for links in stages)
+    best = min([metropolis, full, *sparse], key=predicted)
+    if len(graph) > EXACT_NODES:
+        return best
+    candidates = [best, exact(best)]
+    if predicted(full) < CLOSE * predicted(best):
+        candidates.append(exact(full))
+    return min(candidates, key=predicted)
