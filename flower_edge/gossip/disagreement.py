@@ -1,0 +1,96 @@
+"""How far apart nodes' models stay while they train, and the weights that keep them closest.
+
+ρ says how fast disagreement dies once training stops: it looks at the slowest mode alone. While training
+goes on, every local step makes new disagreement in *all* modes. In the linear model of D-PSGD, x ← W (x − η
+g) with independent gradient noise of variance σ² in each node, mode k of W (eigenvalue λ_k) settles at
+variance η²σ² λ_k² / (1 − λ_k²), so that
+
+    1/n Σ_i E‖x_i − x̄‖² = η²σ² · D(W),    D(W) = 1/n Σ_{k ≥ 2} λ_k² / (1 − λ_k²).
+
+Weights of least ρ push the whole spectrum to ±ρ and can have a larger D than plain Metropolis–Hastings
+weights; weights of least D keep it near zero. D(W) ≤ ρ² / (1 − ρ²), the bound that worst-case analyses use
+in its place.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flower_edge._extras import require
+from flower_edge.gossip.graph import Links, check_graph, link_array
+from flower_edge.gossip.weights import Matrix, Weights, metropolis_hastings, mixing_matrix
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+LARGEST_EIGENVALUE = 1 - 1e-9
+
+
+def disagreement(matrix: Matrix) -> float:
+    """Return D(W), the steady mean squared distance of the models from their mean, per unit of η²σ².
+
+    Parameters
+    ----------
+    matrix : ndarray of float64, shape (n, n)
+        A symmetric mixing matrix.
+
+    Returns
+    -------
+    float
+        0 for W = J; infinite where the models never agree (ρ ≥ 1).
+    """
+    spectrum = np.linalg.eigvalsh(matrix - 1.0 / len(matrix))
+    return _value(spectrum)
+
+
+def least_disagreement(graph: "nx.Graph") -> Weights:
+    """Return the link weights with the least D(W).
+
+    The problem is convex and its own barrier, since D grows without bound as ρ → 1; it is solved by L-BFGS
+    from the Metropolis–Hastings weights. Weights may be negative.
+
+    Parameters
+    ----------
+    graph : networkx.Graph
+        Base graph; all its links are used.
+
+    Returns
+    -------
+    ndarray of float64, shape (m,)
+        A weight for every link, in the order of `link_array`.
+
+    Raises
+    ------
+    ValueError
+        If the graph is not connected.
+    """
+    check_graph(graph)
+    links, n = link_array(graph), len(graph)
+    optimize = require("scipy.optimize", "topology")
+    with require("threadpoolctl", "topology").threadpool_limits(1, "blas"):
+        result = optimize.minimize(
+            lambda weights: _value_and_slope(links, weights, n),
+            metropolis_hastings(graph),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 500, "maxfun": 5000, "ftol": 1e-12, "gtol": 1e-9},
+        )
+    return np.asarray(result.x, np.float64)
+
+
+def _value(spectrum: Weights) -> float:
+    squares = np.square(spectrum)
+    if squares.max() >= LARGEST_EIGENVALUE**2:
+        return float("inf")
+    return float((squares / (1.0 - squares)).sum() / len(spectrum))
+
+
+def _value_and_slope(links: Links, weights: Weights, n: int) -> tuple[float, Weights]:
+    spectrum, vectors = np.linalg.eigh(mixing_matrix(links, weights, n) - 1.0 / n)
+    value = _value(spectrum)
+    if not np.isfinite(value):
+        # A step out of the domain: a large finite value sends the line search back.
+        return 1e12, np.zeros_like(weights)
+    slopes = 2.0 * spectrum / np.square(1.0 - np.square(spectrum)) / n
+    i, j = links.T
+    return value, -np.square(vectors[i] - vectors[j]) @ slopes
