@@ -360,9 +360,9 @@ def optimize(
     The bi-level method of Zhang, Chiu, He (ICASSP 2024) for a general base graph: for every budget of links
     per node, `prune` chooses the links, `nearly_fastest` the weights, and `Convergence` predicts the rounds
     K(ρ). The least K(ρ) · (energy of the busiest node in a round) wins, and gets the exact weights of
-    `fastest_symmetric` where the graph has no more than 64 nodes. The full graph is among the candidates, with
-    Metropolis and with fastest weights, so that the plan does not lose to it in its own model. Progress goes
-    to the logger ``flower_edge``.
+    `fastest_symmetric` where the graph has no more than 64 nodes. The full graph is among the candidates,
+    with Metropolis and with fastest weights, so that the plan does not lose to it in its own model. Progress
+    goes to the logger ``flower_edge``.
 
     Parameters
     ----------

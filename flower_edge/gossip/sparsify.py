@@ -10,6 +10,7 @@ from flower_edge.gossip.graph import Links, check_graph, link_array
 from flower_edge.gossip.weights import (
     Weights,
     metropolis_hastings,
+    one_blas_thread,
     smoothed_fastest,
     smoothed_rho,
 )

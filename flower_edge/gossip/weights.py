@@ -122,8 +122,8 @@ def fastest_symmetric(graph: "nx.Graph", *, nonnegative: bool = False) -> Weight
 def nearly_fastest(links: Links, n: int) -> Weights:
     """Come close to the weights of `fastest_symmetric` in a fraction of its time.
 
-    L-BFGS on `smoothed_rho`, from Metropolis weights through ever less smoothing. On meshes of some dozen nodes
-    ρ ends within 0.0005 of the optimum; it scales to hundreds of nodes.
+    L-BFGS on `smoothed_rho`, from Metropolis weights through ever less smoothing. On meshes of some dozen
+    nodes ρ ends within 0.0005 of the optimum; it scales to hundreds of nodes.
 
     Parameters
     ----------
