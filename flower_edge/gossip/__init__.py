@@ -3,16 +3,20 @@
 A node needs numpy alone to load a `GossipPlan` and to mix. Making a plan needs the extra ``topology``.
 """
 
+from flower_edge.gossip.bilevel import full_graph_plan, optimize
 from flower_edge.gossip.codec import ArraySpec, Layout
+from flower_edge.gossip.convergence import Convergence
+from flower_edge.gossip.disagreement import disagreement, least_disagreement
 from flower_edge.gossip.energy import UnicastEnergy, aggregator_energy
 from flower_edge.gossip.graph import complete, geometric, load_graph, regular, ring, save_graph, torus
 from flower_edge.gossip.mixer import DPSGD, Mixer
-from flower_edge.gossip.plan import GossipPlan, Phase, full_graph_plan, optimize
+from flower_edge.gossip.plan import GossipPlan, Phase
 from flower_edge.gossip.weights import fastest_symmetric, metropolis_hastings
 
 __all__ = [
     "DPSGD",
     "ArraySpec",
+    "Convergence",
     "GossipPlan",
     "Layout",
     "Mixer",
@@ -20,9 +24,11 @@ __all__ = [
     "UnicastEnergy",
     "aggregator_energy",
     "complete",
+    "disagreement",
     "fastest_symmetric",
     "full_graph_plan",
     "geometric",
+    "least_disagreement",
     "load_graph",
     "metropolis_hastings",
     "optimize",

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,30 +13,13 @@ import numpy as np
 from flower_edge._extras import require
 from flower_edge.gossip._plan_json import decode, encode
 from flower_edge.gossip._strict_json import is_int, parse_object, read_text
-from flower_edge.gossip.convergence import Convergence
 from flower_edge.gossip.energy import Energies, UnicastEnergy
-from flower_edge.gossip.graph import MAX_NODES, Links, check_connected, check_graph, link_array
-from flower_edge.gossip.sparsify import prune
-from flower_edge.gossip.weights import (
-    Weights,
-    fastest_symmetric,
-    metropolis_hastings,
-    mixing_matrix,
-    nearly_fastest,
-    rho,
-)
+from flower_edge.gossip.graph import MAX_NODES, Links, check_connected
+from flower_edge.gossip.weights import Weights, mixing_matrix, rho
 
 if TYPE_CHECKING:
     import networkx as nx
     import scipy.sparse
-
-logger = logging.getLogger("flower_edge")
-
-EXACT_NODES = 64
-"""Up to here the exact weights take seconds; beyond, the time grows with about the sixth power of n."""
-
-CLOSE = 1.01
-"""How near the full graph must come to the best plan for its exact weights to be worth a look."""
 
 SUM_TOLERANCE = 1e-9
 """How far a row of a given matrix may be from one, and the matrix from symmetric."""
@@ -330,76 +312,3 @@ def _rows_of(phase: Phase, n: int) -> list[dict[int, float]]:
         weights[node] = 1.0 - math.fsum(weights.values())
         rows.append(dict(sorted(weights.items())))
     return rows
-
-
-def full_graph_plan(
-    graph: "nx.Graph", energy: UnicastEnergy | None = None, *, weights: str = "metropolis"
-) -> GossipPlan:
-    """Make the plan that uses every link of the base graph: the baseline of the sparse ones.
-
-    Parameters
-    ----------
-    graph : networkx.Graph
-        Base graph.
-    energy : UnicastEnergy, optional
-        What a round costs.
-    weights : {"metropolis", "fastest"}, default "metropolis"
-        Metropolis–Hastings weights, or those of `fastest_symmetric`.
-    """
-    rules = {"metropolis": metropolis_hastings, "fastest": fastest_symmetric}
-    if weights not in rules:
-        raise ValueError(f"received weights {weights!r}, expected one of {sorted(rules)}")
-    return GossipPlan(len(graph), (Phase(link_array(graph), rules[weights](graph)),), energy)
-
-
-def optimize(
-    graph: "nx.Graph", energy: UnicastEnergy, *, convergence: Convergence | None = None
-) -> GossipPlan:
-    """Choose the links and weights with which the busiest node spends least until the models have converged.
-
-    The bi-level method of Zhang, Chiu, He (ICASSP 2024) for a general base graph: for every budget of links
-    per node, `prune` chooses the links, `nearly_fastest` the weights, and `Convergence` predicts the rounds
-    K(ρ). The least K(ρ) · (energy of the busiest node in a round) wins, and gets the exact weights of
-    `fastest_symmetric` where the graph has no more than 64 nodes. The full graph is among the candidates,
-    with Metropolis and with fastest weights, so that the plan does not lose to it in its own model. Progress
-    goes to the logger ``flower_edge``.
-
-    Parameters
-    ----------
-    graph : networkx.Graph
-        Base graph; the plan uses links of it alone.
-    energy : UnicastEnergy
-        What a round costs each node.
-    convergence : Convergence, optional
-        The bound that predicts rounds; unit constants by default.
-
-    Returns
-    -------
-    GossipPlan
-        Static.
-    """
-    check_graph(graph)
-    convergence = convergence or Convergence()
-
-    def predicted(plan: GossipPlan) -> float:
-        return convergence.rounds(plan.rho, plan.n) * float(plan.energy_per_node(0).max())
-
-    def plan_of(links: Links, weights: Weights) -> GossipPlan:
-        plan = GossipPlan(len(graph), (Phase(links, weights),), energy)
-        logger.info("%s; predicted to converge: %.4g Wh", plan.describe(), predicted(plan))
-        return plan
-
-    def exact(plan: GossipPlan) -> GossipPlan:
-        links = plan.phases[0].links
-        return plan_of(links, fastest_symmetric(graph.edge_subgraph(map(tuple, links.tolist()))))
-
-    stages = [stage.links for stage in prune(graph)]
-    metropolis = full_graph_plan(graph, energy)
-    full, *sparse = (plan_of(links, nearly_fastest(links, len(graph))) for links in stages)
-    best = min([metropolis, full, *sparse], key=predicted)
-    if len(graph) > EXACT_NODES:
-        return best
-    candidates = [best, exact(best)]
-    if predicted(full) < CLOSE * predicted(best):
-        candidates.append(exact(full))
-    return min(candidates, key=predicted)
