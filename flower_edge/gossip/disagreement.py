@@ -15,6 +15,7 @@ in its place.
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from flower_edge._extras import require
 from flower_edge.gossip.graph import Links, check_graph, link_array
@@ -39,8 +40,7 @@ def disagreement(matrix: Matrix) -> float:
     float
         0 for W = J; infinite where the models never agree (ρ ≥ 1).
     """
-    spectrum = np.linalg.eigvalsh(matrix - 1.0 / len(matrix))
-    return _value(spectrum)
+    return _value(np.linalg.eigvalsh(matrix - 1.0 / len(matrix)))
 
 
 def least_disagreement(graph: "nx.Graph") -> Weights:
@@ -78,7 +78,7 @@ def least_disagreement(graph: "nx.Graph") -> Weights:
     return np.asarray(result.x, np.float64)
 
 
-def _value(spectrum: Weights) -> float:
+def _value(spectrum: npt.NDArray[np.floating]) -> float:
     squares = np.square(spectrum)
     if squares.max() >= LARGEST_EIGENVALUE**2:
         return float("inf")
