@@ -1,0 +1,40 @@
+"""The model and its data: all that you would change for a task of your own."""
+
+from flwr.app import Context
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from quickstart.data import load_dataset, partition
+
+
+class Net(nn.Module):
+    """A small CNN for RGB images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.GroupNorm(4, 16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.GroupNorm(4, 32),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, 128),
+            nn.ReLU(),
+            nn.Linear(128, 10),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images / 127.5 - 1)
+
+
+def load_data(context: Context) -> tuple[DataLoader, DataLoader]:
+    """Return this node's training batches, and the test batches that all nodes share."""
+    config, node = context.run_config, context.node_config
+    name, path = config["dataset"], config["data-path"]
+    train, test = load_dataset(name, path)
+    rows = partition(name, path, node["num-partitions"], config["alpha"], config["seed"])
+    own = Subset(train, rows[node["partition-id"]])
+    return DataLoader(own, config["batch-size"], shuffle=True), DataLoader(test, 500)
