@@ -15,37 +15,32 @@ FORMAT = "flower_edge.gossip_plan"
 VERSION = 1
 
 
-def encode(
-    n: int, phases: Sequence[tuple[Links, Weights]], energy: UnicastEnergy | None, rho: float
-) -> dict[str, Any]:
-    """Return the document of a plan. Python writes floats so that they are read back bit for bit."""
+def encode(n: int, phases: Sequence[tuple[Links, Weights]], energy: UnicastEnergy | None) -> dict[str, Any]:
+    """Return the document of a plan without its digest; floats are written so that they read back exactly."""
     return {
         "format": FORMAT,
         "version": VERSION,
         "n": n,
-        "rho": rho,
         "energy": None if energy is None else {"model": "unicast", **asdict(energy)},
         "phases": [{"links": links.tolist(), "weights": weights.tolist()} for links, weights in phases],
     }
 
 
-def decode(document: dict[str, Any]) -> tuple[int, list[tuple[Links, Weights]], UnicastEnergy | None, float]:
-    """Return n, phases, energy model and ρ of a document; a ValueError says what is wrong with it."""
+def decode(document: dict[str, Any]) -> tuple[int, list[tuple[Links, Weights]], UnicastEnergy | None, str]:
+    """Return n, phases, energy model and digest of a document; a ValueError says what is wrong with it."""
     if document.get("format") != FORMAT:
         raise ValueError(f"received format {document.get('format')!r:.60}, expected {FORMAT!r}")
     if not is_int(document.get("version")) or document["version"] != VERSION:
         raise ValueError(
             f"received version {document.get('version')!r:.60}, this release reads version {VERSION}"
         )
-    expected = {"format", "version", "n", "energy", "phases", "rho"}
+    expected = {"format", "version", "n", "energy", "phases", "digest"}
     if document.keys() != expected:
         raise ValueError(f"received the fields {sorted(document)!s:.200}, expected {sorted(expected)}")
-    phases, rho = document["phases"], document["rho"]
+    phases = document["phases"]
     if not isinstance(phases, list):
         raise ValueError(f"received phases {phases!r:.60}, expected a list")
-    if not is_number(rho):
-        raise ValueError(f"received rho {rho!r:.60}, expected a number")
-    return document["n"], [_phase(phase) for phase in phases], _energy(document["energy"]), rho
+    return document["n"], [_phase(phase) for phase in phases], _energy(document["energy"]), document["digest"]
 
 
 def _phase(phase: Any) -> tuple[Links, Weights]:
@@ -62,8 +57,7 @@ def _phase(phase: Any) -> tuple[Links, Weights]:
         ):
             raise ValueError(f"received link {link!r:.60}, expected two nodes, each 0 to {MAX_NODES - 1}")
     for weight in weights:
-        # JSON may hold an integer that no float reaches.
-        if not is_number(weight) or not abs(weight) < 1e100:
+        if not is_number(weight):
             raise ValueError(f"received weight {weight!r:.60}, expected a finite number")
     return np.array(links, np.int64).reshape(-1, 2), np.array(weights, np.float64)
 
@@ -76,4 +70,7 @@ def _energy(energy: Any) -> UnicastEnergy | None:
         raise ValueError(
             f"received energy {energy!r:.100}, expected null or a unicast model with {sorted(expected)}"
         )
-    return UnicastEnergy(energy["compute"], energy["send"], energy["receive"])
+    values = [energy["compute"], energy["send"], energy["receive"]]
+    if not all(is_number(value) for value in values):
+        raise ValueError(f"received energy {energy!r:.100}, expected finite numbers of Wh")
+    return UnicastEnergy(*values)

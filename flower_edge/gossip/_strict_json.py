@@ -1,10 +1,11 @@
 """JSON from files that nobody vouches for: sizes are checked before anything is read, NaN is refused."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 16 * 2**20
 
 
 def read_text(path: str | Path) -> str:
@@ -42,5 +43,6 @@ def is_int(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Whether a parsed value is an integer or a float; JSON's true and false are neither."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a parsed value is a finite number that fits a float; JSON's true and false are none."""
+    # JSON may hold integers that no float reaches.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < sys.float_info.max

@@ -61,7 +61,7 @@ class UnicastEnergy:
             # A bool is an int to Python; here it can only be a mistake.
             if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
                 raise ValueError(f"{field.name} is {value!r:.60}, expected a number of Wh")
-            if not math.isfinite(value) or value < 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{field.name} is {value} Wh, expected a finite number, zero or more")
             object.__setattr__(self, field.name, float(value))
         if self.compute + self.send + self.receive == 0:

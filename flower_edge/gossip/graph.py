@@ -5,7 +5,6 @@ links are in one order: the sorted pairs i < j that `link_array` returns.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -194,10 +193,10 @@ def check_connected(links: Links, n: int) -> None:
         seen[start] = True
         component = [start]
         for node in component:
-            fresh = [other for other in neighbours[node] if not seen[other]]
-            for other in fresh:
-                seen[other] = True
-            component += fresh
+            for other in neighbours[node]:
+                if not seen[other]:
+                    seen[other] = True
+                    component.append(other)
         components.append(sorted(component))
     if len(components) > 1:
         components.sort(key=len, reverse=True)
@@ -320,6 +319,6 @@ def _add_link(graph: "nx.Graph", edge: Any) -> None:
     graph.add_edge(i, j)
     if len(edge) == 3:
         quality = edge[2]
-        if not is_number(quality) or not math.isfinite(quality) or not 0 <= quality <= 1:
+        if not is_number(quality) or not 0 <= quality <= 1:
             raise ValueError(f"link {[i, j]} has quality {quality!r:.60}, expected a number from 0 to 1")
         graph.edges[i, j]["quality"] = float(quality)
