@@ -56,6 +56,7 @@ class Phase:
             raise ValueError(
                 f"received links of {links.dtype} {links.shape}, expected integers of shape (m, 2)"
             )
+        links = links.astype(np.int64)
         if weights.shape != (len(links),):
             raise ValueError(
                 f"received weights of shape {weights.shape} for {len(links)} links, expected one a link"

@@ -120,6 +120,13 @@ def test_a_phase_keeps_no_hold_on_what_it_was_made_of() -> None:
     assert phase.weights[0] == 0.5
 
 
+def test_a_phase_of_small_unsigned_integers() -> None:
+    """Their differences would wrap around, and unsorted links would look sorted."""
+    assert Phase(np.array([[0, 1]], np.uint8), np.array([0.5])).links.dtype == np.int64
+    with pytest.raises(ValueError, match=r"link \[0, 1\] follows \[1, 2\]"):
+        Phase(np.array([[1, 2], [0, 1]], np.uint8), np.array([0.1, 0.1]))
+
+
 @pytest.mark.parametrize(
     ("links", "weights", "message"),
     [
