@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from flower_edge._extras import require
 from flower_edge.gossip.graph import Links, check_graph, link_array
-from flower_edge.gossip.weights import Matrix, Weights, metropolis_hastings, mixing_matrix
+from flower_edge.gossip.weights import Matrix, Weights, metropolis_hastings, mixing_matrix, one_blas_thread
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -67,7 +67,7 @@ def least_disagreement(graph: "nx.Graph") -> Weights:
     check_graph(graph)
     links, n = link_array(graph), len(graph)
     optimize = require("scipy.optimize", "topology")
-    with require("threadpoolctl", "topology").threadpool_limits(1, "blas"):
+    with one_blas_thread():
         result = optimize.minimize(
             lambda weights: _value_and_slope(links, weights, n),
             metropolis_hastings(graph),
