@@ -3,8 +3,9 @@
 import networkx as nx
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from records import record
 
 from flower_edge.gossip import GossipPlan, UnicastEnergy, full_graph_plan, load_graph
 
@@ -43,11 +44,3 @@ def plan() -> GossipPlan:
     graph = nx.cycle_graph(6)
     graph.add_edges_from([(0, 3), (1, 4)])
     return full_graph_plan(load_graph(graph), UnicastEnergy(compute=1.0, send=0.5, receive=0.25))
-
-
-def record(arrays: dict[str, np.ndarray]) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
-
-
-def to_numpy(arrays: ArrayRecord) -> dict[str, np.ndarray]:
-    return {name: array.numpy() for name, array in arrays.items()}

@@ -4,11 +4,11 @@ import logging
 
 import numpy as np
 import pytest
-from conftest import record, to_numpy
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from local_grid import LocalGrid, round_of
+from records import record, to_numpy
 
 from flower_edge.gossip import GossipPlan
 from flower_edge.strategies import HostedGossip, TooFewNodesError
