@@ -107,7 +107,7 @@ class LocalFlower:
         SimulationError
             If the run did not complete.
         """
-        cores = len(os.sched_getaffinity(0))
+        workers = min(nodes, len(os.sched_getaffinity(0)))
         # In a file, because what the command line takes has no way to write a quote. A JSON string is a TOML
         # string, and so are JSON's numbers and booleans.
         run_config = self.folder / "run-config.toml"
@@ -115,7 +115,7 @@ class LocalFlower:
         command = [
             *("flwr", "run", str(app), "local", "--stream", "--run-config", str(run_config)),
             "--federation-config",
-            f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={cores}",
+            f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={workers}",
         ]
         log = []
         with subprocess.Popen(

@@ -22,6 +22,7 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
 )
+LEFT = 0.008
 INK, FAINT = "#333333", "#D8D8D8"
 
 RC: dict[Any, Any] = {
@@ -72,8 +73,10 @@ def _draw(report: Report) -> "Figure":
     figure = Figure((WIDTH, HEIGHT), dpi=DPI, layout="constrained")
     halves: Any = figure.subfigures(2, 1, hspace=0.04)
     maps, curves = halves
-    figure.suptitle(f"{report.title}\n", fontsize=15, fontweight="bold", x=0.012, ha="left")
-    figure.text(0.012, 0.962, report.subtitle, fontsize=10.5, ha="left", va="top")
+    # The blank lines keep room for the two that follow.
+    figure.suptitle(f"{report.title}\n\n\n", fontsize=15, fontweight="bold", x=LEFT, ha="left")
+    figure.text(LEFT, 0.960, report.subtitle, va="top")
+    figure.text(LEFT, 0.936, report.verdict, va="top", color=STYLES[2]["color"], fontweight="bold")
     _draw_maps(maps, report)
     accuracy, consensus = curves.subplots(1, 2)
     _draw_accuracy(accuracy, report)
@@ -132,11 +135,12 @@ def _draw_accuracy(ax: "Axes", report: Report) -> None:
         f"target {100 * report.target:.1f} %",
         (0.01, 100 * report.target),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 4),
+        xytext=(0, -13),
         textcoords="offset points",
     )
     ax.set_xscale("log")
-    ax.set_ylim(0, 100)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_ylim(0, 104)
     ax.set_title("Accuracy against energy")
     ax.set_xlabel(f"energy of the busiest node so far ({unit}, modelled, log scale)")
     ax.set_ylabel("accuracy on the common test set (%, measured)")
@@ -148,12 +152,13 @@ def _draw_consensus(ax: "Axes", methods: Sequence[Method]) -> None:
         if method.consensus_distance:
             rounds, distance = zip(*sorted(method.consensus_distance.items()), strict=True)
             ax.plot(rounds, distance, label=method.name, markevery=0.1, markersize=5, linewidth=1.8, **style)
-    ax.set_yscale("log")
+        else:
+            ax.plot([], [], label=f"{method.name}: one model, always 0", markersize=5, linewidth=1.8, **style)
+    ax.set_ylim(bottom=0)
     ax.set_title("How far the models are apart")
     ax.set_xlabel("round")
-    ax.set_ylabel(r"consensus distance $\sqrt{\frac{1}{n}\sum_i\|x_i-\bar{x}\|^2}$ (measured)")
-    if ax.lines:
-        ax.legend(loc="best")
+    ax.set_ylabel("consensus distance √(1/n Σ‖xᵢ − x̄‖²) (measured)")
+    ax.legend(loc="best")
 
 
 def _styles(methods: Sequence[Method]) -> list[dict[str, Any]]:

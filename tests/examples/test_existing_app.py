@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 APP = ROOT / "examples" / "existing_app"
 
 
-
 def changed_lines() -> list[str]:
     before, after = (
         (APP / "existing_app" / name).read_text().splitlines()

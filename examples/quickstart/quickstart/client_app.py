@@ -1,8 +1,6 @@
 """The node's side: trains, evaluates, and says which node of the plan it is."""
 
-from torch.nn.functional import cross_entropy
-
 from flower_edge.clients import edge_client_app
-from quickstart.task import Net, load_data
+from quickstart.task import Net, load_data, loss
 
-app = edge_client_app(Net, load_data, cross_entropy)
+app = edge_client_app(Net, load_data, loss)

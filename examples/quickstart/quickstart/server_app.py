@@ -68,13 +68,18 @@ def round_energy() -> UnicastEnergy:
     0.1 s at 2 W.
     """
     return UnicastEnergy.from_radio(
-        model_bytes=sum(4 * parameter.numel() for parameter in Net().parameters()),
+        model_bytes=model_bytes(),
         bitrate=2e6,
         send_watts=0.475,
         receive_watts=0.105,
         compute_watts=2.0,
         compute_seconds=0.1,
     )
+
+
+def model_bytes() -> int:
+    """Return what one model takes on the air, in fp32 and without any protocol."""
+    return sum(4 * parameter.numel() for parameter in Net().parameters())
 
 
 class UnweightedFedAvg(FedAvg):

@@ -1,0 +1,127 @@
+"""The demo and its private Flower, run for real on a few nodes: what they write, say and leave behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from examples import demo
+from examples.simulation import LocalFlower, SimulationError
+
+ROOT = Path(__file__).parents[2]
+NODES = 2
+
+
+class RememberedFlower(LocalFlower):
+    """Tells a test which Flower the demo used."""
+
+    last: LocalFlower
+
+    def __enter__(self) -> "RememberedFlower":
+        RememberedFlower.last = self
+        return super().__enter__()
+
+
+@pytest.fixture
+def small_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Make the demo small; return its output folder."""
+    monkeypatch.setattr(
+        demo,
+        "CONFIG",
+        demo.CONFIG | {"graph": f"complete:{NODES}", "num-server-rounds": 2, "evaluate-every": 1},
+    )
+    monkeypatch.setattr(demo, "OUTPUT", tmp_path / "demo")
+    monkeypatch.setattr(demo, "LocalFlower", RememberedFlower)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest's handlers stay as they are
+    return tmp_path / "demo"
+
+
+def assert_nothing_left(flower: LocalFlower) -> None:
+    assert flower.processes() == []
+    assert not flower.folder.exists()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        assert not (state == "Z" and int(parent) == os.getpid()), f"{stat} was not reaped"
+
+
+def test_it_compares_all_three_methods(small_demo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status = demo.main()
+
+    printed = capfd.readouterr()
+    assert status == 0, printed.err
+    for strategy, name in demo.METHODS.items():
+        assert name.split(",")[0] in printed.out
+        metrics = json.loads((small_demo / f"{strategy}.json").read_text())
+        assert list(metrics["train"]) == list(metrics["evaluate"]) == ["1", "2"]
+        assert all(0 <= record["accuracy"] <= 1 for record in metrics["evaluate"].values())
+        gossip = strategy != "fedavg"
+        for record in metrics["train"].values():
+            assert ("consensus-distance" in record) == gossip
+            assert record["train_loss"] > 0
+            if gossip:
+                assert record["nodes-failed"] == record["replies-rejected"] == 0
+        # The spread over nodes' own models, which one global model has not.
+        assert all(("accuracy-min" in record) == gossip for record in metrics["evaluate"].values())
+    assert json.loads((small_demo / "plan.json").read_text())["n"] == NODES
+    assert (small_demo / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "The optimised plan" in (small_demo / "report.html").read_text("utf-8")
+    assert_nothing_left(RememberedFlower.last)
+
+
+def test_a_failing_run_ends_it_with_the_cause(
+    small_demo: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = str(small_demo / 'not "there"')
+    monkeypatch.setattr(demo, "CONFIG", demo.CONFIG | {"dataset": "fashion-mnist", "data-path": nowhere})
+
+    status = demo.main()
+
+    error = capfd.readouterr().err
+    assert status == 1
+    assert "Flower says finished:failed" in error
+    assert f"data-path {nowhere!r} has no train-images-idx3-ubyte, plain or .gz" in error
+    assert not (small_demo / "report.html").exists()
+    assert_nothing_left(RememberedFlower.last)
+
+
+def test_an_app_that_is_none_is_the_cause(tmp_path: Path) -> None:
+    with LocalFlower() as flower, pytest.raises(SimulationError, match="Flower did not start the run"):
+        flower.run(tmp_path, 2, {})
+
+    assert_nothing_left(flower)
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from examples.simulation import LocalFlower
+with LocalFlower() as flower:
+    print(flower.folder, flush=True)
+    config = {{"strategy": "gossip-full", "graph": "complete:2", "num-server-rounds": 1000}}
+    flower.run(Path({str(demo.APP)!r}), 2, config, lambda r: print("round", r, flush=True))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        flower = LocalFlower()
+        flower.folder = Path(process.stdout.readline().strip())
+        assert process.stdout.readline().startswith("round 1")
+        assert len(flower.processes()) > 3
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+    assert process.returncode != 0
+    assert_nothing_left(flower)
+
+
+def test_the_quickstart_has_the_best_rate_of_the_grid() -> None:
+    config = tomllib.loads((demo.APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+
+    assert config["learning-rate"] == demo.best_learning_rate()
+    assert f"| {config['learning-rate']:g} |" in (ROOT / "docs" / "learning_rate.md").read_text()
