@@ -56,6 +56,7 @@ class LocalFlower:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # the default gives way to whatever else runs
             "HF_HOME": str(self.folder / "huggingface"),
             "MPLCONFIGDIR": str(self.folder / "matplotlib"),
             "COLUMNS": "1000",  # rich would break the lines of the log that are looked for
