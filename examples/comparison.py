@@ -26,8 +26,8 @@ COLUMNS = (
     "method",
     "final accuracy",
     "rounds to target",
-    "busiest node: energy to target (modelled)",
-    "busiest node: traffic to target (counted)",
+    "energy to target, busiest node (modelled)",
+    "traffic to target, busiest node (counted)",
     "energy saved",
 )
 

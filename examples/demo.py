@@ -111,7 +111,8 @@ def show(comparison: Comparison, console: Console) -> None:
     """Print the table, what it says, and how its figures came about."""
     table = Table(title=comparison.task, title_justify="left", caption_justify="left")
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column == COLUMNS[0] else "right", vertical="bottom")
+        first = column == COLUMNS[0]
+        table.add_column(column, justify="left" if first else "right", no_wrap=first)
     for row in comparison.rows:
         table.add_row(*row)
     console.print(table)

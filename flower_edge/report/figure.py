@@ -74,9 +74,9 @@ def _draw(report: Report) -> "Figure":
     halves: Any = figure.subfigures(2, 1, hspace=0.04)
     maps, curves = halves
     # The blank lines keep room for the two that follow.
-    figure.suptitle(f"{report.title}\n\n\n", fontsize=15, fontweight="bold", x=LEFT, ha="left")
-    figure.text(LEFT, 0.960, report.subtitle, va="top")
-    figure.text(LEFT, 0.936, report.verdict, va="top", color=STYLES[2]["color"], fontweight="bold")
+    figure.suptitle(f"{report.title}\n\n", fontsize=15, fontweight="bold", x=LEFT, ha="left")
+    figure.text(LEFT, 0.962, report.subtitle, va="top")
+    figure.text(LEFT, 0.940, report.verdict, va="top", color=STYLES[2]["color"])
     _draw_maps(maps, report)
     accuracy, consensus = curves.subplots(1, 2)
     _draw_accuracy(accuracy, report)

@@ -24,9 +24,10 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     load_dataset(config["dataset"], config["data-path"])  # what cannot be read fails here, not on every node
     torch.manual_seed(config["seed"])
+    initial_arrays = ArrayRecord(Net().state_dict())
     result = make_strategy(config).start(
         grid=grid,
-        initial_arrays=ArrayRecord(Net().state_dict()),
+        initial_arrays=initial_arrays,
         train_config=ConfigRecord({"lr": config["learning-rate"]}),
         num_rounds=config["num-server-rounds"],
     )
@@ -79,7 +80,8 @@ def round_energy() -> UnicastEnergy:
 
 def model_bytes() -> int:
     """Return what one model takes on the air, in fp32 and without any protocol."""
-    return sum(4 * parameter.numel() for parameter in Net().parameters())
+    with torch.device("meta"):  # shapes alone: no memory, and no random numbers
+        return sum(4 * parameter.numel() for parameter in Net().parameters())
 
 
 class UnweightedFedAvg(FedAvg):

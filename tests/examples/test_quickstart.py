@@ -1,0 +1,98 @@
+"""The quickstart's three strategies, with its own ClientApp, in this process."""
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp.strategy import Result
+from local_grid import LocalGrid
+from quickstart.client_app import app
+from quickstart.server_app import UnweightedFedAvg, make_plan, make_strategy, model_bytes, round_energy
+from quickstart.task import Net
+
+from flower_edge.gossip import complete, full_graph_plan, load_graph
+from flower_edge.strategies import HostedGossip
+
+PYPROJECT = Path(__file__).parents[2] / "examples" / "quickstart" / "pyproject.toml"
+CONFIG: dict[str, Any] = tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]
+NODES = 4
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Layers this small only lose time between threads, most of all beside other tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(rounds: int = 1, **overrides: Any) -> Result:
+    config = CONFIG | {"graph": f"complete:{NODES}", "evaluate-every": 1} | overrides
+    torch.manual_seed(config["seed"])
+    return make_strategy(config).start(
+        LocalGrid(app, list(range(1, NODES + 1)), config),
+        ArrayRecord(Net().state_dict()),
+        rounds,
+        train_config=ConfigRecord({"lr": 0.1}),
+    )
+
+
+@pytest.mark.parametrize("strategy", ["gossip", "gossip-full", "fedavg"])
+def test_it_learns(strategy: str) -> None:
+    accuracy = [
+        record["accuracy"]
+        for record in train(rounds=6, strategy=strategy).evaluate_metrics_clientapp.values()
+    ]
+
+    assert len(accuracy) == 6
+    assert accuracy[-1] > 0.6
+
+
+def test_fedavg_weighs_nodes_as_gossip_does() -> None:
+    """On the complete graph, Metropolis weights are all 1/n: every node's model is the mean of all."""
+    # Dirichlet(0.3) gives the nodes parts of very different sizes, so that weights would show.
+    fedavg = train(strategy="fedavg").arrays.to_numpy_ndarrays()
+    gossip = train(strategy="gossip-full").arrays.to_numpy_ndarrays()
+
+    for ours, theirs in zip(gossip, fedavg, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_run_config_chooses_the_strategy() -> None:
+    assert isinstance(make_strategy(CONFIG | {"strategy": "fedavg"}), UnweightedFedAvg)
+    assert isinstance(make_strategy(CONFIG | {"strategy": "gossip-full"}), HostedGossip)
+    with pytest.raises(ValueError, match="strategy is 'gosip'; expected gossip, gossip-full or fedavg"):
+        make_strategy(CONFIG | {"strategy": "gosip"})
+
+
+def test_a_plan_can_come_from_a_file(tmp_path: Path) -> None:
+    plan = full_graph_plan(load_graph("ring:5"), round_energy())
+    plan.to_json(tmp_path / "plan.json")
+    config = CONFIG | {"strategy": "gossip", "graph": "ring:5", "plan": str(tmp_path / "plan.json")}
+
+    assert make_plan(config) == plan
+    with pytest.raises(ValueError, match="the plan is for 5 nodes, the graph has 6"):
+        make_plan(config | {"graph": "ring:6"})
+
+
+def test_a_topology_can_come_from_a_file(tmp_path: Path) -> None:
+    from flower_edge.gossip import save_graph
+
+    save_graph(complete(5), tmp_path / "graph.json")
+
+    plan = make_plan(CONFIG | {"strategy": "gossip-full", "graph": str(tmp_path / "graph.json")})
+
+    assert len(plan.phase(1).links) == 10
+
+
+def test_the_model_is_counted_as_it_travels() -> None:
+    result = train(strategy="gossip-full")
+
+    sent_and_received = 2 * (NODES - 1) * model_bytes()
+    assert result.train_metrics_clientapp[1]["busiest-node-bytes"] == sent_and_received
