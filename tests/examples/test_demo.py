@@ -46,8 +46,14 @@ def small_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def assert_nothing_left(flower: LocalFlower) -> None:
     assert flower.processes() == []
     assert not flower.folder.exists()
+
+
+def assert_nothing_unreaped() -> None:
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # ended meanwhile
+            continue
         assert not (state == "Z" and int(parent) == os.getpid()), f"{stat} was not reaped"
 
 
@@ -68,6 +74,7 @@ def test_flower_runs_the_optimised_plan(small_demo: Path, monkeypatch: pytest.Mo
     for record in metrics["evaluate"].values():
         assert 0 <= record["accuracy-min"] <= record["accuracy"] <= record["accuracy-max"] <= 1
     assert_nothing_left(RememberedFlower.last)
+    assert_nothing_unreaped()
 
 
 def test_it_ends_with_a_table_and_a_report(
@@ -108,6 +115,7 @@ def test_a_failing_run_ends_it_with_the_cause(
     assert f"data-path {nowhere!r} has no train-images-idx3-ubyte, plain or .gz" in error
     assert not (small_demo / "report.html").exists()
     assert_nothing_left(RememberedFlower.last)
+    assert_nothing_unreaped()
 
 
 def test_an_app_that_is_none_is_the_cause(tmp_path: Path) -> None:
