@@ -75,6 +75,7 @@ class LocalFlower:
                 for process in processes:
                     _kill(process)
                 time.sleep(0.1)
+            time.sleep(0.2)  # the last ones killed may not be dead enough yet to be reaped
             _reap_children()
             shutil.rmtree(self.folder, ignore_errors=True)
         finally:
