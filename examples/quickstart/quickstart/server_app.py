@@ -38,8 +38,7 @@ def main(grid: Grid, context: Context) -> None:
 def make_strategy(config: dict[str, Any]) -> Strategy:
     """Return the strategy that the run config asks for."""
     if config["strategy"] == "fedavg":
-        n = len(load_graph(config["graph"]))
-        return UnweightedFedAvg(min_available_nodes=n, fraction_evaluate=1 / n, min_evaluate_nodes=1)
+        return UnweightedFedAvg(len(load_graph(config["graph"])), config["evaluate-every"])
     return HostedGossip(
         make_plan(config),
         bind_by="partition-id",
@@ -85,7 +84,21 @@ def model_bytes() -> int:
 
 
 class UnweightedFedAvg(FedAvg):
-    """FedAvg in which every node counts the same, as it does in gossip."""
+    """FedAvg in which every node counts the same, as it does in gossip.
+
+    One node evaluates the one model: all have the same test set.
+    """
+
+    def __init__(self, nodes: int, evaluate_every: int) -> None:
+        super().__init__(min_available_nodes=nodes, fraction_evaluate=1 / nodes, min_evaluate_nodes=1)
+        self.evaluate_every = evaluate_every
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Evaluate every few rounds, as gossip does."""
+        due = server_round % self.evaluate_every == 0
+        return super().configure_evaluate(server_round, arrays, config, grid) if due else []
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
