@@ -124,7 +124,7 @@ def main(bench: Benchmark, folder: Path | None = None) -> None:
     real = {} if bench.quick else real_graphs(folder, "freifunk")
     sources = {name: name for name in (*GENERATED, QUICK_GRAPH)} | real
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with ProcessPoolExecutor(min(2, cores()), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
         found = measure(pool, quick_cases() if bench.quick else cases(real), sources)
     for case, finding in found.items():
         bench.row(**row(case, finding, found[case._replace(method=FULL)]))
