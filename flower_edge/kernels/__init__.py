@@ -1,10 +1,44 @@
-"""Compiled kernels behind a typed Python face, each with a slow twin in numpy.
+"""Compiled kernels behind a typed Python face, each with a slow twin in numpy or torch.
 
 The extension ``flower_edge._kernels`` chooses the best version for this CPU at run time and runs in torch's
 thread pool. Where it is missing the slow twins run instead; :func:`explain` says what runs and why.
 """
 
 from flower_edge.kernels._dispatch import Explanation, available_isas, explain, use_isa
+from flower_edge.kernels._grid import walsh_basis
 from flower_edge.kernels._mix import mix, mix_reference
+from flower_edge.kernels._patches import depthwise_filter_backward, patch_fill, patch_means, patch_sums
+from flower_edge.kernels._patches_reference import (
+    depthwise_filter_backward_reference,
+    patch_fill_reference,
+    patch_means_reference,
+    patch_sums_reference,
+)
+from flower_edge.kernels._taps import (
+    collapse_taps,
+    collapse_taps_reference,
+    spread_taps,
+    spread_taps_reference,
+)
 
-__all__ = ["Explanation", "available_isas", "explain", "mix", "mix_reference", "use_isa"]
+__all__ = [
+    "Explanation",
+    "available_isas",
+    "collapse_taps",
+    "collapse_taps_reference",
+    "depthwise_filter_backward",
+    "depthwise_filter_backward_reference",
+    "explain",
+    "mix",
+    "mix_reference",
+    "patch_fill",
+    "patch_fill_reference",
+    "patch_means",
+    "patch_means_reference",
+    "patch_sums",
+    "patch_sums_reference",
+    "spread_taps",
+    "spread_taps_reference",
+    "use_isa",
+    "walsh_basis",
+]
