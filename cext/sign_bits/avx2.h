@@ -20,13 +20,13 @@ __attribute__((target("avx2,fma"))) static void relu_bits_avx2(fe_float *out, ui
 
 __attribute__((target("avx2,fma"))) static void mask_by_bits_avx2(fe_float *out, const fe_float *x, const uint8_t *bits,
                                                                   size_t length) {
-    /* Shifts lane k's bit into the sign, which is all that a masked load looks at. */
-    const __m256i to_sign = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+    const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     size_t i = 0;
     for (; i + 32 <= length; i += 32)
         for (int k = 0; k < 4; k++) {
-            __m256i passes = _mm256_sllv_epi32(_mm256_set1_epi32(bits[i / 8 + (size_t)k]), to_sign);
-            _mm256_storeu_ps(out + i + 8 * k, _mm256_maskload_ps((const float *)(x + i + 8 * k), passes));
+            __m256i set = _mm256_and_si256(_mm256_set1_epi32(bits[i / 8 + (size_t)k]), lanes);
+            __m256 passes = _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lanes));
+            _mm256_storeu_ps(out + i + 8 * k, _mm256_and_ps(passes, _mm256_loadu_ps(x + i + 8 * k)));
         }
     mask_by_bits_serial(out + i, x + i, bits + i / 8, length - i);
 }
