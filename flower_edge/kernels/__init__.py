@@ -14,6 +14,13 @@ from flower_edge.kernels._patches_reference import (
     patch_means_reference,
     patch_sums_reference,
 )
+from flower_edge.kernels._sign_bits import (
+    mask_by_bits,
+    mask_by_bits_reference,
+    relu_bits,
+    relu_bits_,
+    relu_bits_reference,
+)
 from flower_edge.kernels._taps import (
     collapse_taps,
     collapse_taps_reference,
@@ -29,6 +36,8 @@ __all__ = [
     "depthwise_filter_backward",
     "depthwise_filter_backward_reference",
     "explain",
+    "mask_by_bits",
+    "mask_by_bits_reference",
     "mix",
     "mix_reference",
     "patch_fill",
@@ -37,6 +46,9 @@ __all__ = [
     "patch_means_reference",
     "patch_sums",
     "patch_sums_reference",
+    "relu_bits",
+    "relu_bits_",
+    "relu_bits_reference",
     "spread_taps",
     "spread_taps_reference",
     "use_isa",

@@ -1,0 +1,61 @@
+"""The one-bit activations as operators of torch, with shapes for the compiler and with gradients."""
+
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from flower_edge import kernels
+
+_library = torch.library.Library("flower_edge", "FRAGMENT")
+_library.define("relu_bits(Tensor x, float? cap) -> (Tensor, Tensor)")
+_library.define("relu_bits_(Tensor(a!) x, float? cap) -> Tensor")
+_library.define("mask_by_bits(Tensor x, Tensor bits, SymInt[] stride) -> Tensor")
+
+
+def _fake_bits(x: torch.Tensor, cap: float | None) -> torch.Tensor:
+    return x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
+
+
+def _fake_relu_bits(x: torch.Tensor, cap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), _fake_bits(x, cap)
+
+
+def _fake_mask(x: torch.Tensor, bits: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    return x.new_empty_strided(x.shape, stride)
+
+
+for _name, _runs, _fake in (
+    ("relu_bits", kernels.relu_bits, _fake_relu_bits),
+    ("relu_bits_", kernels.relu_bits_, _fake_bits),
+    ("mask_by_bits", kernels.mask_by_bits, _fake_mask),
+):
+    _library.impl(_name, _runs, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"flower_edge::{_name}", _fake, lib=_library)
+
+
+class OneBitReLU(torch.autograd.Function):
+    """``apply(x, cap)``: `x` cut to ``[0, cap]``; saves one bit per element."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: torch.Tensor, cap: float | None) -> torch.Tensor:
+        y: torch.Tensor
+        y, bits = torch.ops.flower_edge.relu_bits.default(x, cap)
+        ctx.save_for_backward(bits)
+        ctx.stride = y.stride()  # type: ignore[attr-defined]
+        return y
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (bits,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return torch.ops.flower_edge.mask_by_bits.default(grad, bits, ctx.stride), None  # type: ignore[attr-defined]
+
+
+class OneBitReLUInPlace(OneBitReLU):
+    """``apply(x, cap)``: the same in place; `x` must have no gaps in memory."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: torch.Tensor, cap: float | None) -> torch.Tensor:
+        ctx.save_for_backward(torch.ops.flower_edge.relu_bits_.default(x, cap))
+        ctx.stride = x.stride()  # type: ignore[attr-defined]
+        ctx.mark_dirty(x)
+        return x
