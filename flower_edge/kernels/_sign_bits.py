@@ -1,6 +1,6 @@
 """ReLU and ReLU6 that keep one bit per element for the backward pass, in place of the whole activation.
 
-The bit says whether the gradient passes: ``0 < x < cap``. Torch keeps the activation itself, 32 times as much.
+The bit says whether the gradient passes: ``0 < x < cap``. Torch keeps the whole output, 32 times as much.
 """
 
 import math
@@ -24,7 +24,7 @@ def relu_bits(x: "torch.Tensor", cap: float | None = None) -> "tuple[torch.Tenso
     Parameters
     ----------
     x : torch.Tensor
-        Any shape and strides, a floating dtype. float32 on the CPU runs the kernel, anything else the slow twin.
+        Any shape and strides, a floating dtype. float32 on the CPU runs the kernel, all else the slow twin.
     cap : float, optional
         Upper bound, above 0, for example 6 for ReLU6. Default: none, which is ReLU.
 
@@ -33,8 +33,8 @@ def relu_bits(x: "torch.Tensor", cap: float | None = None) -> "tuple[torch.Tenso
     y : torch.Tensor
         Shape and dtype of `x`, and its strides where these leave no gaps.
     bits : torch.Tensor
-        Shape ``(ceil(x.numel() / 8),)``, uint8: bit ``i % 8`` of byte ``i // 8`` belongs to element ``i`` of `y`
-        in the order of its memory.
+        Shape ``(ceil(x.numel() / 8),)``, uint8: bit ``i % 8`` of byte ``i // 8`` belongs to element ``i`` of
+        `y` in the order of its memory.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def relu_bits_(x: "torch.Tensor", cap: float | None = None) -> "torch.Tensor":
         As in :func:`relu_bits`; also if the memory of `x` has gaps.
     """
     _check(x, cap)
-    if not is_gapless(x):
+    if not _is_gapless(x):
         raise ValueError(
             f"x has shape {tuple(x.shape)} and strides {x.stride()}, expected memory without gaps; "
             "use relu_bits, which is not in place"
@@ -145,7 +145,7 @@ def relu_bits_reference(x: "torch.Tensor", cap: float | None = None) -> "tuple[t
     import torch
 
     _check(x, cap)
-    x = x if is_gapless(x) else torch.empty_like(x).copy_(x)
+    x = x if _is_gapless(x) else torch.empty_like(x).copy_(x)
     flat = _in_memory_order(x)
     # Both comparisons are false for a NaN, so that it passes.
     stopped = flat <= 0 if cap is None else (flat <= 0) | (flat >= cap)
@@ -181,10 +181,12 @@ def mask_by_bits_reference(x: "torch.Tensor", bits: "torch.Tensor", stride: Sequ
     return out
 
 
-def is_gapless(x: "torch.Tensor") -> bool:
+def _is_gapless(x: "torch.Tensor") -> bool:
     """Tell whether a tensor's elements fill a range of memory, each once, in whatever order."""
     import torch
 
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return True
     return torch.empty_like(x, device="meta").stride() == x.stride()
 
 
@@ -221,13 +223,9 @@ def _check_bits(x: "torch.Tensor", bits: "torch.Tensor") -> None:
     check_floating(x, "x")
     check_no_gradient(x, "x")
     expected = -(-x.numel() // 8)
-    if (
-        bits.dtype != torch.uint8
-        or bits.shape != (expected,)
-        or bits.device != x.device
-        or not bits.is_contiguous()
-    ):
+    fits = bits.dtype == torch.uint8 and bits.shape == (expected,) and bits.is_contiguous()
+    if not fits or bits.device != x.device:
         raise ValueError(
-            f"bits has shape {tuple(bits.shape)} and dtype {bits.dtype} on {bits.device}, expected ({expected},) "
-            f"and torch.uint8 on {x.device}, contiguous: one bit for each of {x.numel()} elements"
+            f"bits has shape {tuple(bits.shape)}, {bits.dtype}, on {bits.device}, expected ({expected},), "
+            f"torch.uint8, on {x.device}, contiguous: one bit for each of {x.numel()} elements"
         )

@@ -1,11 +1,14 @@
 """The one-bit activations as operators of torch, with shapes for the compiler and with gradients."""
 
+from typing import Any
+
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from flower_edge import kernels
 
-_library = torch.library.Library("flower_edge", "FRAGMENT")
+# Any: torch.library is annotated in part.
+_library: Any = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define("relu_bits(Tensor x, float? cap) -> (Tensor, Tensor)")
 _library.define("relu_bits_(Tensor(a!) x, float? cap) -> Tensor")
 _library.define("mask_by_bits(Tensor x, Tensor bits, SymInt[] stride) -> Tensor")
@@ -36,26 +39,27 @@ class OneBitReLU(torch.autograd.Function):
     """``apply(x, cap)``: `x` cut to ``[0, cap]``; saves one bit per element."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: torch.Tensor, cap: float | None) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, cap: float | None) -> torch.Tensor:
         y: torch.Tensor
         y, bits = torch.ops.flower_edge.relu_bits.default(x, cap)
         ctx.save_for_backward(bits)
-        ctx.stride = y.stride()  # type: ignore[attr-defined]
+        ctx.stride = y.stride()
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (bits,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return torch.ops.flower_edge.mask_by_bits.default(grad, bits, ctx.stride), None  # type: ignore[attr-defined]
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (bits,) = ctx.saved_tensors
+        return torch.ops.flower_edge.mask_by_bits.default(grad, bits, ctx.stride), None
 
 
 class OneBitReLUInPlace(OneBitReLU):
     """``apply(x, cap)``: the same in place; `x` must have no gaps in memory."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: torch.Tensor, cap: float | None) -> torch.Tensor:
-        ctx.save_for_backward(torch.ops.flower_edge.relu_bits_.default(x, cap))
-        ctx.stride = x.stride()  # type: ignore[attr-defined]
+    def forward(ctx: Any, x: torch.Tensor, cap: float | None) -> torch.Tensor:
+        bits = torch.ops.flower_edge.relu_bits_.default(x, cap)
+        ctx.save_for_backward(bits)
+        ctx.stride = x.stride()
         ctx.mark_dirty(x)
         return x

@@ -17,8 +17,8 @@ class SavedBytes:
     total : int
         Bytes in all, each storage once.
     by_module : dict of str to int
-        The same bytes by the innermost module whose forward pass first saved them, largest first; ``""`` is the
-        model itself and the loss.
+        The same bytes by the innermost module whose forward pass first saved them, largest first; ``""`` is
+        the model itself and the loss.
     """
 
     total: int
@@ -32,11 +32,11 @@ def saved_bytes(
 ) -> SavedBytes:
     """Count the bytes that autograd holds between the forward pass and the backward pass of one step.
 
-    Every tensor that a backward formula saves is seen by ``torch.autograd.graph.saved_tensors_hooks``. Several
-    views of one storage count once, as the whole storage. Parameters and buffers are there anyway and do not
-    count; the batch does where the first layer saves it.
+    Every tensor that a backward formula saves is seen by ``torch.autograd.graph.saved_tensors_hooks``. A
+    storage counts once and whole, however many views of it are saved. Parameters and buffers are there anyway
+    and do not count; the batch does where the first layer saves it.
 
-    Two forward passes run, in the model's present mode (a first one lets layers that measure themselves settle).
+    Two forward passes run, in the model's present mode; the first lets layers that measure themselves settle.
     Buffers and the random generators are as before afterwards; gradients are not touched.
 
     Parameters
