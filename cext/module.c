@@ -8,6 +8,7 @@
 #include "cpu.h"
 #include "mix/mix.h"
 #include "parallel.h"
+#include "sign_bits/sign_bits.h"
 
 /* Every kernel family, so that Python can report which version of each one runs. */
 static const struct {
@@ -15,6 +16,7 @@ static const struct {
     fe_isa (*isa)(fe_isa ceiling);
 } families[] = {
     {"mix", fe_mix_isa},
+    {"sign_bits", fe_sign_bits_isa},
 };
 
 static int as_isa(PyObject *object, fe_isa *isa) {
@@ -90,6 +92,64 @@ static PyObject *py_mix(PyObject *module, PyObject *const *args, Py_ssize_t narg
     return result;
 }
 
+/* Whether a kernel may touch `length` floats at addresses of which none is NULL. */
+static int as_floats(const char *function, int addresses, Py_ssize_t length) {
+    if (addresses && length >= 0 && length <= PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(float))
+        return 1;
+    PyErr_Format(PyExc_ValueError, "%s needs addresses that are not null and a length that fits into memory, received %zd",
+                 function, length);
+    return 0;
+}
+
+static PyObject *as_none(int error) {
+    if (!error)
+        return Py_NewRef(Py_None);
+    return PyErr_Format(PyExc_RuntimeError, "torch_parallel_for failed with error %d; the result is not valid", error);
+}
+
+PyDoc_STRVAR(relu_bits_doc, "relu_bits(isa, out, bits, x, length, cap)\n\n"
+                            "float32 out = x cut to [0, cap], and a bit for each element: whether its gradient passes.");
+
+static PyObject *py_relu_bits(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    fe_isa isa;
+    if (!has_arguments("relu_bits", nargs, 6) || as_isa(args[0], &isa) < 0)
+        return NULL;
+    fe_float *out = PyLong_AsVoidPtr(args[1]);
+    uint8_t *bits = PyLong_AsVoidPtr(args[2]);
+    const fe_float *x = PyLong_AsVoidPtr(args[3]);
+    Py_ssize_t length = PyLong_AsSsize_t(args[4]);
+    float cap = (float)PyFloat_AsDouble(args[5]);
+    if (PyErr_Occurred() || !as_floats("relu_bits", out && bits && x, length))
+        return NULL;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = fe_relu_bits(isa, out, bits, x, (size_t)length, cap);
+    Py_END_ALLOW_THREADS
+    return as_none(error);
+}
+
+PyDoc_STRVAR(mask_by_bits_doc, "mask_by_bits(isa, out, x, bits, length)\n\n"
+                               "float32 out = x where the element's bit is set, else 0.");
+
+static PyObject *py_mask_by_bits(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    fe_isa isa;
+    if (!has_arguments("mask_by_bits", nargs, 5) || as_isa(args[0], &isa) < 0)
+        return NULL;
+    fe_float *out = PyLong_AsVoidPtr(args[1]);
+    const fe_float *x = PyLong_AsVoidPtr(args[2]);
+    const uint8_t *bits = PyLong_AsVoidPtr(args[3]);
+    Py_ssize_t length = PyLong_AsSsize_t(args[4]);
+    if (PyErr_Occurred() || !as_floats("mask_by_bits", out && x && bits, length))
+        return NULL;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = fe_mask_by_bits(isa, out, x, bits, (size_t)length);
+    Py_END_ALLOW_THREADS
+    return as_none(error);
+}
+
 PyDoc_STRVAR(available_isas_doc, "available_isas()\n\nNames of the instruction sets that this CPU has, worst first.");
 
 static PyObject *py_available_isas(PyObject *module, PyObject *Py_UNUSED(none)) {
@@ -160,6 +220,8 @@ static PyObject *py_set_parallel_for(PyObject *module, PyObject *const *args, Py
 
 static PyMethodDef methods[] = {
     {"mix", (PyCFunction)(void (*)(void))py_mix, METH_FASTCALL, mix_doc},
+    {"relu_bits", (PyCFunction)(void (*)(void))py_relu_bits, METH_FASTCALL, relu_bits_doc},
+    {"mask_by_bits", (PyCFunction)(void (*)(void))py_mask_by_bits, METH_FASTCALL, mask_by_bits_doc},
     {"available_isas", py_available_isas, METH_NOARGS, available_isas_doc},
     {"ceiling", py_ceiling, METH_NOARGS, ceiling_doc},
     {"dispatch", (PyCFunction)(void (*)(void))py_dispatch, METH_FASTCALL, dispatch_doc},
