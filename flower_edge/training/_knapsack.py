@@ -1,0 +1,202 @@
+"""Knapsacks with several budgets and several choices an item, solved exactly in real-valued costs.
+
+Items are decided one at a time, the most ambiguous first (the core of Pisinger, "A minimal algorithm for the
+0-1 knapsack problem", 1997). A state goes if another is no dearer and no worse, or if a Lagrangian bound
+shows that no completion of it beats the best solution known. Nothing is rounded to a grid.
+"""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from flower_edge.training._relaxation import Array, Indices, Mask
+
+ROUNDING = 1e-12
+"""Relative: sums of costs and of values are told apart down to this."""
+
+WIDTH = 20_000
+LATE_WIDTH = 64
+"""Most states kept, and most once time is up."""
+
+NEIGHBOURS = 8
+"""With several budgets, dominance is looked for among this many neighbours."""
+
+NONE = -1
+
+
+class Choices(NamedTuple):
+    """Items of which at most one alternative each is taken.
+
+    Attributes
+    ----------
+    values : ndarray, shape (n, a)
+        -inf where an item has fewer alternatives.
+    costs : ndarray, shape (n, a, k)
+    """
+
+    values: Array
+    costs: Array
+
+
+class Solution(NamedTuple):
+    """The best value found above the floor, the alternative of each item, a bound of all that was not tried.
+
+    Without anything above the floor, `value` is the floor and `taken` is None. If everything was tried,
+    `untried` is -inf.
+    """
+
+    value: float
+    taken: Indices | None
+    untried: float
+
+
+def solve(choices: Choices, slack: Array, prices: Array, floor: float, deadline: float) -> Solution:
+    """Find the choice of greatest value above `floor`.
+
+    Parameters
+    ----------
+    choices : Choices
+        n items.
+    slack : ndarray, shape (k,)
+        What the choice may cost.
+    prices : ndarray, shape (q, k)
+        At least 0; the better they are, the faster; the result does not depend on them.
+    floor : float
+        Only greater values are of interest.
+    deadline : float
+        Of `time.perf_counter`; after it only the most promising states are kept.
+    """
+    return _Core(choices, slack, prices, floor, deadline).solve()
+
+
+class _Core:
+    """States: partial choices of the items decided so far, with their value and their cost."""
+
+    def __init__(self, choices: Choices, slack: Array, prices: Array, floor: float, deadline: float) -> None:
+        n, _, k = choices.costs.shape
+        # Alternative 0 is to take nothing, from here on.
+        self.values = np.concatenate([np.zeros((n, 1)), choices.values], axis=1)
+        self.costs = np.concatenate([np.zeros((n, 1, k)), choices.costs], axis=1)
+        self.slack, self.prices, self.best, self.deadline = slack, prices, floor, deadline
+        self.allowance = slack + ROUNDING
+        self.untried = -np.inf
+        self.found: tuple[int, int, Indices] | None = None
+        self.history: list[tuple[Indices, Indices]] = []
+
+        net = self.values[:, :, None] - self.costs @ prices.T
+        gain = net.max(axis=1)
+        reach = (prices @ slack + gain.sum(0)) - (gain[:, None, :] - net)
+        self.reach = reach.min(axis=2)
+        """Bound of the solutions that take this alternative of this item, shape (n, 1 + a)."""
+
+        rivals = np.partition(self.reach, -2, axis=1)[:, -2]
+        self.order = np.argsort(-rivals, kind="stable")
+        self.rival = rivals[self.order]
+        self.greedy = net.argmax(axis=1)
+        """What each price alone would take of each item, shape (n, q)."""
+
+        rows = self.order[:, None]
+        self.rest_gain = _suffix_sums(gain[self.order])
+        self.rest_value = _suffix_sums(self.values[rows, self.greedy[self.order]])
+        self.rest_cost = _suffix_sums(self.costs[rows, self.greedy[self.order]])
+
+    @property
+    def limit(self) -> float:
+        """What a solution has to exceed to be better than the best."""
+        return self.best + ROUNDING * abs(self.best)
+
+    def solve(self) -> Solution:
+        value, cost = np.zeros(1), np.zeros((1, len(self.slack)))
+        self._complete(0, value, cost)
+        for step, item in enumerate(self.order):
+            if self.rival[step] <= self.limit:
+                self._settle(step, value, cost)
+                break
+            value, cost = self._decide(step, item, value, cost)
+            if not len(value):
+                break
+            self._complete(step + 1, value, cost)
+        return Solution(self.best, self._taken(), self.untried)
+
+    def _decide(self, step: int, item: int, value: Array, cost: Array) -> tuple[Array, Array]:
+        """Extend all states by every alternative of an item that may still lead to something better."""
+        open_to = np.flatnonzero(self.reach[item] > self.limit)
+        parent = np.tile(np.arange(len(value)), len(open_to))
+        taken = np.repeat(open_to, len(value))
+        value = value[parent] + self.values[item, taken]
+        cost = cost[parent] + self.costs[item, taken]
+        bound = ((self.slack - cost) @ self.prices.T + self.rest_gain[step + 1]).min(axis=1) + value
+        keep = np.flatnonzero((bound > self.limit) & (cost <= self.allowance).all(axis=1))
+        keep = keep[_undominated(value[keep], cost[keep])]
+        keep = self._narrow(keep, bound)
+        self.history.append((parent[keep], taken[keep]))
+        return value[keep], cost[keep]
+
+    def _narrow(self, keep: Indices, bound: Array) -> Indices:
+        """Drop the least promising of too many states, and remember what they might have reached."""
+        width = LATE_WIDTH if time.perf_counter() > self.deadline else WIDTH
+        if len(keep) <= width:
+            return keep
+        ranked = keep[np.argsort(-bound[keep], kind="stable")]
+        self.untried = max(self.untried, float(bound[ranked[width]]))
+        return ranked[:width]
+
+    def _complete(self, step: int, value: Array, cost: Array) -> None:
+        """Finish every state in the way each price would, and remember the best that fits."""
+        total = value[:, None] + self.rest_value[step]
+        ahead = np.argwhere(total > self.limit)
+        if not len(ahead):
+            return
+        state, price = ahead.T
+        fits = (cost[state] + self.rest_cost[step, price] <= self.allowance).all(axis=1)
+        if fits.any():
+            pick = np.flatnonzero(fits)[total[state[fits], price[fits]].argmax()]
+            self.best = float(total[state[pick], price[pick]])
+            self.found = (step, int(state[pick]), self.greedy[:, price[pick]])
+
+    def _settle(self, step: int, value: Array, cost: Array) -> None:
+        """Finish every state where all items left have one alternative that may lead to something better."""
+        items = self.order[step:]
+        forced = self.reach.argmax(axis=1)
+        total = value + self.values[items, forced[items]].sum()
+        fits = (cost + self.costs[items, forced[items]].sum(0) <= self.allowance).all(axis=1)
+        total[~fits] = -np.inf
+        if total.max() > self.limit:
+            self.best = float(total.max())
+            self.found = (step, int(total.argmax()), forced)
+
+    def _taken(self) -> Indices | None:
+        if self.found is None:
+            return None
+        step, state, rest = self.found
+        taken = rest.copy()
+        for depth in reversed(range(step)):
+            parent, alternative = self.history[depth]
+            taken[self.order[depth]] = alternative[state]
+            state = int(parent[state])
+        return taken + NONE
+
+
+def _undominated(value: Array, cost: Array) -> Indices:
+    """Return states that no other one makes superfluous; exact with one budget, a part of them with more."""
+    if cost.shape[1] == 1:
+        order = np.lexsort((-value, cost[:, 0]))
+        ranked = value[order]
+        before = np.maximum.accumulate(np.concatenate([[-np.inf], ranked[:-1]])) if len(ranked) else ranked
+        return order[ranked > before]
+    order = np.argsort(cost.sum(axis=1), kind="stable")
+    value, cost = value[order], cost[order]
+    keep: Mask = np.ones(len(order), bool)
+    for distance in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
+        keep[distance:] &= ~(
+            (value[:-distance] >= value[distance:]) & (cost[:-distance] <= cost[distance:]).all(axis=1)
+        )
+    return order[keep]
+
+
+def _suffix_sums(terms: Array) -> Array:
+    """Return the sums of terms[i:] for every i up to and including len(terms), along the first axis."""
+    sums = np.zeros((len(terms) + 1, *terms.shape[1:]))
+    sums[:-1] = terms[::-1].cumsum(axis=0)[::-1]
+    return sums
