@@ -1,0 +1,40 @@
+"""Running a model's training step without leaving a trace in it."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Restore, at the end, what training steps without an optimizer change.
+
+    Those are buffers (their tensors stay the same objects), gradients, which parameters require one, and the
+    random states of Python and of torch's CPU generator.
+    """
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    for parameter, _, _ in parameters:
+        # Set aside rather than added to; a step begins without gradients, too.
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, trainable, gradient in parameters:
+            parameter.requires_grad_(trainable)
+            parameter.grad = gradient
+        with torch.no_grad():
+            for module, name, buffer, content in buffers:
+                if buffer is not None and content is not None:
+                    buffer.copy_(content)
+                module._buffers[name] = buffer
+        random.setstate(python_state)
+        torch.set_rng_state(torch_state)
