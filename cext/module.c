@@ -1,11 +1,11 @@
-/* The extension flower_edge._kernels: the only file here that knows Python.
+/* The extension flower_edge._kernels: this file and the bind_*.c beside it are the only ones here that know Python.
  *
  * It takes raw addresses and lengths. flower_edge/kernels checks shapes, types and aliasing before it calls; here only
  * what could overflow or be NULL is checked. */
-#define Py_LIMITED_API 0x030B0000
-#include <Python.h>
+#include "binding.h"
 
 #include "cpu.h"
+#include "gradient_filter/gradient_filter.h"
 #include "mix/mix.h"
 #include "parallel.h"
 #include "sign_bits/sign_bits.h"
@@ -16,10 +16,11 @@ static const struct {
     fe_isa (*isa)(fe_isa ceiling);
 } families[] = {
     {"mix", fe_mix_isa},
+    {"gradient_filter", fe_gradient_filter_isa},
     {"sign_bits", fe_sign_bits_isa},
 };
 
-static int as_isa(PyObject *object, fe_isa *isa) {
+int fe_as_isa(PyObject *object, fe_isa *isa) {
     char message[256];
     const char *name = PyUnicode_AsUTF8AndSize(object, NULL);
     if (!name)
@@ -30,7 +31,7 @@ static int as_isa(PyObject *object, fe_isa *isa) {
     return -1;
 }
 
-static int has_arguments(const char *function, Py_ssize_t received, Py_ssize_t expected) {
+int fe_has_arguments(const char *function, Py_ssize_t received, Py_ssize_t expected) {
     if (received == expected)
         return 1;
     PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, received %zd", function, expected, received);
@@ -58,7 +59,7 @@ static int read_rows(PyObject *addresses, PyObject *numbers, Py_ssize_t count, c
 static PyObject *py_mix(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     fe_isa isa;
-    if (!has_arguments("mix", nargs, 5) || as_isa(args[0], &isa) < 0)
+    if (!fe_has_arguments("mix", nargs, 5) || fe_as_isa(args[0], &isa) < 0)
         return NULL;
     fe_float *out = PyLong_AsVoidPtr(args[1]);
     Py_ssize_t length = PyLong_AsSsize_t(args[2]);
@@ -101,9 +102,11 @@ static int as_floats(const char *function, int addresses, Py_ssize_t length) {
     return 0;
 }
 
-static PyObject *as_none(int error) {
+PyObject *fe_as_none(int error) {
     if (!error)
         return Py_NewRef(Py_None);
+    if (error == -1)
+        return PyErr_NoMemory();
     return PyErr_Format(PyExc_RuntimeError, "torch_parallel_for failed with error %d; the result is not valid", error);
 }
 
@@ -113,7 +116,7 @@ PyDoc_STRVAR(relu_bits_doc, "relu_bits(isa, out, bits, x, length, cap)\n\n"
 static PyObject *py_relu_bits(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     fe_isa isa;
-    if (!has_arguments("relu_bits", nargs, 6) || as_isa(args[0], &isa) < 0)
+    if (!fe_has_arguments("relu_bits", nargs, 6) || fe_as_isa(args[0], &isa) < 0)
         return NULL;
     fe_float *out = PyLong_AsVoidPtr(args[1]);
     uint8_t *bits = PyLong_AsVoidPtr(args[2]);
@@ -126,7 +129,7 @@ static PyObject *py_relu_bits(PyObject *module, PyObject *const *args, Py_ssize_
     Py_BEGIN_ALLOW_THREADS
     error = fe_relu_bits(isa, out, bits, x, (size_t)length, cap);
     Py_END_ALLOW_THREADS
-    return as_none(error);
+    return fe_as_none(error);
 }
 
 PyDoc_STRVAR(mask_by_bits_doc, "mask_by_bits(isa, out, x, bits, length)\n\n"
@@ -135,7 +138,7 @@ PyDoc_STRVAR(mask_by_bits_doc, "mask_by_bits(isa, out, x, bits, length)\n\n"
 static PyObject *py_mask_by_bits(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     fe_isa isa;
-    if (!has_arguments("mask_by_bits", nargs, 5) || as_isa(args[0], &isa) < 0)
+    if (!fe_has_arguments("mask_by_bits", nargs, 5) || fe_as_isa(args[0], &isa) < 0)
         return NULL;
     fe_float *out = PyLong_AsVoidPtr(args[1]);
     const fe_float *x = PyLong_AsVoidPtr(args[2]);
@@ -147,7 +150,7 @@ static PyObject *py_mask_by_bits(PyObject *module, PyObject *const *args, Py_ssi
     Py_BEGIN_ALLOW_THREADS
     error = fe_mask_by_bits(isa, out, x, bits, (size_t)length);
     Py_END_ALLOW_THREADS
-    return as_none(error);
+    return fe_as_none(error);
 }
 
 PyDoc_STRVAR(available_isas_doc, "available_isas()\n\nNames of the instruction sets that this CPU has, worst first.");
@@ -183,7 +186,7 @@ PyDoc_STRVAR(dispatch_doc, "dispatch(isa)\n\nFor each kernel family, the version
 static PyObject *py_dispatch(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     fe_isa ceiling;
-    if (!has_arguments("dispatch", nargs, 1) || as_isa(args[0], &ceiling) < 0)
+    if (!fe_has_arguments("dispatch", nargs, 1) || fe_as_isa(args[0], &ceiling) < 0)
         return NULL;
     PyObject *chosen = PyDict_New();
     for (size_t family = 0; chosen && family < sizeof families / sizeof *families; family++) {
@@ -209,7 +212,7 @@ PyDoc_STRVAR(set_parallel_for_doc, "set_parallel_for(address)\n\n"
 
 static PyObject *py_set_parallel_for(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
-    if (!has_arguments("set_parallel_for", nargs, 1))
+    if (!fe_has_arguments("set_parallel_for", nargs, 1))
         return NULL;
     void *address = PyLong_AsVoidPtr(args[0]);
     if (PyErr_Occurred())
@@ -230,7 +233,9 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+static int add_families(PyObject *module) { return PyModule_AddFunctions(module, fe_gradient_filter_methods); }
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)add_families}, {0, NULL}};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,

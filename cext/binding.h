@@ -1,0 +1,22 @@
+/* What the files that know Python share. */
+#ifndef FLOWER_EDGE_BINDING_H
+#define FLOWER_EDGE_BINDING_H
+
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include "cpu.h"
+
+/* Reads the name of an instruction set; -1 with an exception if this CPU lacks it. */
+int fe_as_isa(PyObject *object, fe_isa *isa);
+
+/* 0 with an exception where the numbers differ. */
+int fe_has_arguments(const char *function, Py_ssize_t received, Py_ssize_t expected);
+
+/* None, or NULL with an exception for what a kernel returned: -1 is lack of memory, else an error of the thread pool. */
+PyObject *fe_as_none(int error);
+
+/* The functions of cext/gradient_filter, up to a sentinel. */
+extern PyMethodDef fe_gradient_filter_methods[];
+
+#endif

@@ -1,0 +1,104 @@
+/* What all versions share: jobs, and which part of a window lies in the map. */
+#ifndef FLOWER_EDGE_GRADIENT_FILTER_COMMON_H
+#define FLOWER_EDGE_GRADIENT_FILTER_COMMON_H
+
+#include "gradient_filter.h"
+
+#include <string.h>
+
+#define FE_INLINE static inline __attribute__((always_inline))
+
+enum {
+    /* Floats of a window that is written through a buffer: 16 KB stay in the L1 cache. */
+    STAGE = 4096,
+    /* Columns of the widest window that `planes.h` reads in one go. */
+    WIDEST = 32,
+    MOST_CELLS = FE_LARGEST_SIDE * FE_LARGEST_SIDE,
+};
+
+/* Cells of the map that fall to one block of a window. */
+typedef struct {
+    int64_t begin, count;
+} span;
+
+/* Maps and their components in memory, strides in floats. */
+typedef struct {
+    const fe_grid *grid;
+    /* Channels that lie side by side and are worked on together: all of them, or 1. */
+    int64_t lanes;
+    int64_t image, row, cell;
+    /* From one component of a patch to the next. */
+    int64_t component;
+} view;
+
+typedef struct {
+    view map;
+    const float *in;
+    float *out;
+    int means, stream;
+    float scale;
+} patch_job;
+
+typedef struct {
+    view grad, x;
+    const float *in, *x_sums, *tap_sums;
+    float *grad_x;
+    int stream;
+    float scale;
+} depthwise_job;
+
+/* One instruction set's kernels. A row is all patches of one patch row of one image; a plane is one channel of one image.
+ * `gram` is where (component, channel) sums are added to. */
+typedef struct {
+    void (*pool_row)(const patch_job *job, int64_t image, int64_t p);
+    void (*fill_row)(const patch_job *job, int64_t image, int64_t p);
+    void (*depthwise_row)(const depthwise_job *job, int64_t image, int64_t p, float *gram);
+    /* NULL where patches are taken one by one. */
+    void (*pool_plane)(const patch_job *job, int64_t image, int64_t channel);
+    void (*fill_plane)(const patch_job *job, int64_t image, int64_t channel);
+    void (*depthwise_plane)(const depthwise_job *job, int64_t image, int64_t channel, float *gram);
+} filter_version;
+
+FE_INLINE span clip(int64_t begin, int64_t end, int64_t length) {
+    begin = begin < 0 ? 0 : begin;
+    end = end > length ? length : end;
+    return (span){begin, end > begin ? end - begin : 0};
+}
+
+/* The blocks of one window along one axis; returns how many cells they have together. */
+FE_INLINE int64_t blocks_of(span *blocks, const fe_grid *grid, int axis, int64_t p, int64_t side) {
+    int64_t length = axis ? grid->width : grid->height;
+    int64_t block = grid->window[axis] / side;
+    int64_t begin = p * grid->window[axis] - grid->offset[axis];
+    int64_t count = 0;
+    for (int64_t i = 0; i < side; i++) {
+        blocks[i] = clip(begin + i * block, begin + (i + 1) * block, length);
+        count += blocks[i].count;
+    }
+    return count;
+}
+
+/* The cells of an axis that lie in some window. */
+FE_INLINE span covered(const fe_grid *grid, int axis) {
+    return clip(-grid->offset[axis], grid->patches[axis] * grid->window[axis] - grid->offset[axis],
+                axis ? grid->width : grid->height);
+}
+
+FE_INLINE void zero(float *begin, int64_t count) { memset(begin, 0, (size_t)count * sizeof *begin); }
+
+/* The rows of an image that no window covers fall to its first and its last patch row. */
+FE_INLINE void zero_rows(float *image, int64_t row, const fe_grid *grid, int64_t p) {
+    span rows = covered(grid, 0);
+    int64_t end = rows.begin + rows.count;
+    if (rows.count == 0) {
+        if (p == 0)
+            zero(image, grid->height * row);
+        return;
+    }
+    if (p == 0)
+        zero(image, rows.begin * row);
+    if (p == grid->patches[0] - 1)
+        zero(image + end * row, (grid->height - end) * row);
+}
+
+#endif
