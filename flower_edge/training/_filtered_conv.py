@@ -1,0 +1,94 @@
+"""A convolution whose backward pass sees one value, or a few, for each patch."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flower_edge.training import _ops
+
+
+@dataclass(frozen=True)
+class PatchFilter:
+    """What gradient filtering does to a layer: the parts of its rule but the forward pass.
+
+    Attributes
+    ----------
+    patch_size, components : int
+        As in :class:`flower_edge.training.GradientFilter`.
+    measured : bool
+        Whether the exact backward pass is used where it is measured to be faster.
+    """
+
+    patch_size: int
+    components: int
+    measured: bool
+
+    def __str__(self) -> str:
+        return f"GradientFilter(patch_size={self.patch_size}, components={self.components})"
+
+
+class ConvFilter(NamedTuple):
+    """A convolution, in torch's own terms, and its filter."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, int]
+    dilation: tuple[int, ...]
+    groups: int
+    patch_size: int
+    components: int
+
+
+def filtered_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvFilter) -> Tensor:
+    """Convolve exactly, and have both gradients filtered; that of the bias is exact.
+
+    Parameters
+    ----------
+    x : Tensor
+        Shape ``(N, C_in, H, W)``.
+    weight : Tensor
+        Shape ``(C_out, C_in / groups, kh, kw)``, dtype of `x`.
+    bias : Tensor, optional
+        Shape ``(C_out,)``.
+    conv : ConvFilter
+        Everything else.
+
+    Returns
+    -------
+    Tensor
+        As of :func:`torch.conv2d`.
+    """
+    y: Tensor = _FilteredConv2d.apply(x, weight, bias, conv)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _FilteredConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvFilter) -> Tensor:
+        y = torch.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        sums = None
+        if ctx.needs_input_grad[1]:
+            sums = _ops.patch_sums(x, y.shape, weight.shape, conv)
+        ctx.save_for_backward(weight, sums)
+        ctx.conv, ctx.x_shape = conv, x.shape
+        # Torch gives the exact grad_x the layout that it has chosen for y.
+        ctx.channels_last = _ops.is_channels_last(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "gradient filtering has no second derivative, and create_graph=True asks for one; "
+                "use create_graph=False, or flower_edge.training.restore_(model) for exact gradients"
+            )
+        weight, sums = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad_x = grad_weight = None
+        if needs_x or needs_weight:
+            grad_x, grad_weight = _ops.backward(
+                grad, weight, sums, ctx.x_shape, ctx.conv, ctx.channels_last, needs_x
+            )
+        grad_bias = grad.sum((0, 2, 3)) if needs_bias else None
+        return grad_x if needs_x else None, grad_weight if needs_weight else None, grad_bias, None

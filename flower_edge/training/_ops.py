@@ -1,0 +1,297 @@
+"""Gradient filtering as operators of torch, so that compilers and export see through to the shapes."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flower_edge import kernels
+from flower_edge.training._tap_symbols import tap_symbols
+
+if TYPE_CHECKING:
+    from flower_edge.training._filtered_conv import ConvFilter
+
+_library = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "conv2d_patch_sums(Tensor x, SymInt[] patches, int[] kernel_size, int[] stride, int[] padding, "
+    "int[] dilation, int patch_size, int components) -> Tensor"
+)
+_library.define(  # type: ignore[no-untyped-call]
+    "conv2d_filtered_backward(Tensor grad, Tensor weight, Tensor? sums, SymInt[] x_shape, int[] stride, "
+    "int[] padding, int[] dilation, int groups, int patch_size, int components, bool channels_last, "
+    "bool needs_x) -> (Tensor, Tensor)"
+)
+
+
+def patch_sums(x: Tensor, y_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvFilter") -> Tensor:
+    """Sum the input of a convolution over the windows of its output's patches.
+
+    Parameters
+    ----------
+    x : Tensor
+        Shape ``(N, C_in, H, W)``.
+    y_shape, weight_shape : sequence of int
+        Shapes of output and weight.
+    conv : ConvFilter
+        The convolution.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(components, N * patches, C_in)``.
+    """
+    sums: Tensor = torch.ops.flower_edge.conv2d_patch_sums.default(
+        x,
+        _patches(y_shape, conv.patch_size),
+        weight_shape[2:],
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.patch_size,
+        conv.components,
+    )
+    return sums
+
+
+def backward(
+    grad: Tensor,
+    weight: Tensor,
+    sums: Tensor | None,
+    x_shape: Sequence[int],
+    conv: "ConvFilter",
+    channels_last: bool,
+    needs_x: bool,
+) -> tuple[Tensor, Tensor]:
+    """Form both gradients of a filtered convolution.
+
+    Parameters
+    ----------
+    grad : Tensor
+        Gradient of the output, shape ``(N, C_out, H_y, W_y)``, any strides.
+    weight : Tensor
+        Shape ``(C_out, C_in / groups, kh, kw)``.
+    sums : Tensor, optional
+        Result of :func:`patch_sums`; without it there is no gradient of the weight.
+    x_shape : sequence of int
+        ``(N, C_in, H, W)``.
+    conv : ConvFilter
+        The convolution.
+    channels_last : bool
+        Memory format of the gradient of the input.
+    needs_x : bool
+        Whether the gradient of the input is wanted.
+
+    Returns
+    -------
+    tuple of Tensor
+        Gradients of input and weight; one that is not wanted is an empty tensor.
+    """
+    gradients: tuple[Tensor, Tensor] = torch.ops.flower_edge.conv2d_filtered_backward.default(
+        grad, weight, sums, x_shape, *conv, channels_last, needs_x
+    )
+    return gradients
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Tell a map's layout by its strides, which say more than `is_contiguous` where there is but one cell."""
+    strides = x.stride()
+    return strides[1] == 1 and max(strides[2:]) > 1
+
+
+def _patches(y_shape: Sequence[int], patch_size: int) -> list[int]:
+    return [-(-cells // patch_size) for cells in y_shape[2:]]
+
+
+def _windows(
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    patch_size: int,
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Give the size of a patch's window of the input, and how many cells before it the first begins."""
+    window = (stride[0] * patch_size, stride[1] * patch_size)
+    # A window lies where the kernel's centre falls.
+    offset = (
+        padding[0] - dilation[0] * (kernel_size[0] - 1) // 2,
+        padding[1] - dilation[1] * (kernel_size[1] - 1) // 2,
+    )
+    return window, offset
+
+
+@lru_cache(maxsize=256)
+def _scaled_symbols(
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    patch_size: int,
+    components: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    symbols = tap_symbols(kernel_size, stride, dilation, patch_size, components)
+    # A window has that many cells for each cell of its patch, and they share its gradient.
+    return (symbols / (stride[0] * stride[1])).to(dtype=dtype, device=device)
+
+
+def _patch_sums(
+    x: Tensor,
+    patches: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    patch_size: int,
+    components: int,
+) -> Tensor:
+    window, offset = _windows(kernel_size, stride, padding, dilation, patch_size)
+    sums = kernels.patch_sums(x, window, offset, patches, components, stride)
+    # What compilers are told of the layout must hold for the slow twins, too.
+    return sums.contiguous() if is_channels_last(x) else sums.mT.contiguous().mT
+
+
+def _backward(
+    grad: Tensor,
+    weight: Tensor,
+    sums: Tensor | None,
+    x_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    patch_size: int,
+    components: int,
+    channels_last: bool,
+    needs_x: bool,
+) -> tuple[Tensor, Tensor]:
+    kernel_size = weight.shape[2:]
+    window, offset = _windows(kernel_size, stride, padding, dilation, patch_size)
+    patches = _patches(grad.shape, patch_size)
+    symbols = _scaled_symbols(
+        tuple(kernel_size),
+        tuple(stride),
+        tuple(dilation),
+        patch_size,
+        components,
+        weight.dtype,
+        weight.device,
+    )
+    grad_x = gram = None
+    if groups == grad.shape[1] == x_shape[1]:
+        collapsed = kernels.collapse_taps(weight, symbols).flatten(1) if needs_x else None
+        grad_x, gram = kernels.depthwise_filter_backward(
+            grad.contiguous(memory_format=_layout(channels_last)),
+            sums,
+            collapsed,
+            x_shape,
+            patch_size,
+            offset,
+            patches,
+            stride,
+            needs=(needs_x, sums is not None),
+        )
+        gram = None if gram is None else gram.unsqueeze(-1)
+    else:
+        means = kernels.patch_means(grad, patch_size, patches, components)
+        if needs_x:
+            collapsed = kernels.collapse_taps(weight, symbols)
+            grad_x = kernels.patch_fill(
+                _back_through(collapsed, means, groups, channels_last),
+                x_shape,
+                window,
+                offset,
+                patches,
+                stride,
+                channels_last=channels_last,
+            )
+        if sums is not None:
+            gram = _gram(means, sums, groups)
+    return (
+        grad.new_empty(0) if grad_x is None else grad_x,
+        grad.new_empty(0) if gram is None else kernels.spread_taps(gram, symbols, weight),
+    )
+
+
+def _back_through(collapsed: Tensor, means: Tensor, groups: int, channels_last: bool) -> Tensor:
+    """Multiply each patch's coefficients with the transposed weight, in the layout that grad_x will have."""
+    if groups > 1:
+        components, channels, inputs = collapsed.shape
+        in_groups = collapsed.reshape(components, groups, channels // groups, inputs)
+        return torch.einsum("ugoi,umgo->umgi", in_groups, _grouped(means, groups)).flatten(2)
+    if channels_last:
+        return torch.bmm(means, collapsed)
+    return torch.bmm(collapsed.mT, means.mT).mT
+
+
+def _gram(means: Tensor, sums: Tensor, groups: int) -> Tensor:
+    """Multiply gradient and input of each patch and sum over the patches."""
+    if groups > 1:
+        products = torch.einsum("umgo,umgi->ugoi", _grouped(means, groups), _grouped(sums, groups))
+        return products.flatten(1, 2)
+    return torch.bmm(means.mT, sums)
+
+
+def _grouped(points: Tensor, groups: int) -> Tensor:
+    components, count, channels = points.shape
+    return points.reshape(components, count, groups, channels // groups)
+
+
+def _fake_patch_sums(
+    x: Tensor,
+    patches: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    patch_size: int,
+    components: int,
+) -> Tensor:
+    points, channels = x.shape[0] * patches[0] * patches[1], x.shape[1]
+    if is_channels_last(x):
+        return x.new_empty(components, points, channels)
+    return x.new_empty(components, channels, points).mT
+
+
+def _fake_backward(
+    grad: Tensor,
+    weight: Tensor,
+    sums: Tensor | None,
+    x_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    patch_size: int,
+    components: int,
+    channels_last: bool,
+    needs_x: bool,
+) -> tuple[Tensor, Tensor]:
+    grad_x = grad_weight = grad.new_empty(0)
+    if needs_x:
+        grad_x = torch.empty(
+            *x_shape, dtype=grad.dtype, device=grad.device, memory_format=_layout(channels_last)
+        )
+    if sums is not None:
+        grad_weight = torch.empty(
+            weight.shape,
+            dtype=grad.dtype,
+            device=grad.device,
+            memory_format=_layout(
+                not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+            ),
+        )
+    return grad_x, grad_weight
+
+
+def _layout(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+for _name, _run, _fake in (
+    ("conv2d_patch_sums", _patch_sums, _fake_patch_sums),
+    ("conv2d_filtered_backward", _backward, _fake_backward),
+):
+    _library.impl(_name, _run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"flower_edge::{_name}", _fake, lib=_library)

@@ -1,0 +1,112 @@
+"""What each prepared layer does, and why."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from flower_edge.training._choice import Measurement
+from flower_edge.training._filtered_conv import PatchFilter
+from flower_edge.training.layers import EdgeConv2d
+
+
+@dataclass(frozen=True)
+class LayerPath:
+    """What one prepared layer does in its backward pass.
+
+    Attributes
+    ----------
+    name : str
+        Name of the layer in its model.
+    path : str
+        "filtered" or "exact".
+    why : str
+        Why this path.
+    exact_seconds, filtered_seconds : float or None
+        Measured times of both; None where nothing has been measured.
+    """
+
+    name: str
+    path: str
+    why: str
+    exact_seconds: float | None
+    filtered_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What the prepared layers of a model do; ``str()`` of it is a table for people.
+
+    Attributes
+    ----------
+    layers : tuple of LayerPath
+        In the order of the model.
+    """
+
+    layers: tuple[LayerPath, ...]
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return "no layer is prepared: every backward pass is torch's own"
+        rows = [("layer", "path", "exact", "filtered", "why")]
+        for layer in self.layers:
+            times = _milliseconds(layer.exact_seconds), _milliseconds(layer.filtered_seconds)
+            rows.append((layer.name, layer.path, *times, layer.why))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            f"{name:<{widths[0]}}  {path:<{widths[1]}}  {exact:>{widths[2]}}  {filtered:>{widths[3]}}  {why}"
+            for name, path, exact, filtered, why in rows
+        )
+
+
+def explain(model: nn.Module) -> Paths:
+    """Say for each prepared layer which backward pass it takes, and why.
+
+    Parameters
+    ----------
+    model : Module
+        One that :func:`prepare_` has been called on, or any.
+
+    Returns
+    -------
+    Paths
+        Its ``str()`` is a table.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, EdgeConv2d))
+    return Paths(tuple(_path(name or "(the model)", layer) for name, layer in layers))
+
+
+def _path(name: str, layer: EdgeConv2d) -> LayerPath:
+    way, known = layer.rule.grad_weight, layer.measurement
+    seconds = (None, None) if known is None else (known.exact_seconds, known.filtered_seconds)
+    path, why = _decision(layer, way, known)
+    return LayerPath(name, path, why, *seconds)
+
+
+def _decision(layer: EdgeConv2d, way: object, known: Measurement | None) -> tuple[str, str]:
+    if not isinstance(way, PatchFilter):
+        return "exact", "no method sets its gradients"
+    if not layer.training:
+        return "exact", "in eval mode"
+    if not any(parameter.requires_grad for parameter in layer.parameters()):
+        frozen = ", frozen: only the gradient of its input is formed"
+    else:
+        frozen = ""
+    if not way.measured:
+        return "filtered", f'{way}, fallback="never"{frozen}'
+    if known is None:
+        return "filtered", f"{way}, not measured before its first training step{frozen}"
+    gain = known.exact_seconds / known.filtered_seconds
+    if known.exact_is_faster:
+        return "exact", f"measured to be {1 / gain:.1f}x as fast as filtering{frozen}"
+    return "filtered", f"{way}, measured to be {gain:.1f}x as fast as exact{frozen}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:.3f} ms"
