@@ -12,6 +12,9 @@ from flower_edge.kernels import _threads
 
 OVERRIDE = "FLOWER_EDGE_ISA"
 
+# What runs in place of each kernel family where the extension is missing.
+_TWINS = {"mix": "numpy", "gradient_filter": "torch", "sign_bits": "torch"}
+
 
 def _load() -> tuple[ModuleType | None, str]:
     try:
@@ -83,7 +86,8 @@ class Explanation:
     cpu : str
         Architecture and features that kernels care about; empty where the extension is missing.
     versions : dict of str to str
-        For each kernel family the version that runs; ``"numpy"`` is the slow twin.
+        For each kernel family the version that runs; ``"numpy"`` and ``"torch"`` are slow twins. What is not
+        float32 on the CPU runs on the slow twin in any case.
     reason : str
         Why these versions.
     threads : int
@@ -115,7 +119,11 @@ def explain() -> Explanation:
     """
     if extension is None:
         return Explanation(
-            "", {"mix": "numpy"}, f"slow twins, since {missing_because}", 1, "numpy twins are serial"
+            "",
+            dict(_TWINS),
+            f"slow twins, since {missing_because}",
+            1,
+            "numpy twins are serial, torch's use its own",
         )
     if ceiling() != _default:
         reason = f"use_isa({ceiling()!r}) is in force"

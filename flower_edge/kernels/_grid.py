@@ -1,7 +1,7 @@
 """How a feature map is cut into patches, and the basis that lives on a patch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import index
 from typing import TYPE_CHECKING, TypeAlias
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Pair: TypeAlias = "int | Sequence[int]"
+_Signs: TypeAlias = npt.NDArray[np.int64]
 
 LARGEST_BASIS = 16
 """Cells along a side of the largest patch that can have more than one component."""
@@ -20,7 +21,9 @@ LARGEST_BASIS = 16
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A map cut into windows: window p along an axis covers cells ``[p * window - offset, (p + 1) * window - offset)``.
+    """A map cut into windows.
+
+    Window p along an axis covers cells ``[p * window - offset, (p + 1) * window - offset)``.
 
     Attributes
     ----------
@@ -33,6 +36,10 @@ class Grid:
         Side of the square on which the basis is defined: the patch size, or 1 where the constant is all.
     slots : bytes
         For each component, where a fast Walsh-Hadamard transform of side x side cells leaves it.
+    components, points : int
+        Number of components of a patch, and of patches of all images.
+    numbers : tuple of int
+        All but the slots, in the order in which the extension takes them.
     """
 
     shape: tuple[int, int, int, int]
@@ -41,24 +48,21 @@ class Grid:
     patches: tuple[int, int]
     side: int
     slots: bytes
+    components: int = field(init=False)
+    points: int = field(init=False)
+    numbers: tuple[int, ...] = field(init=False)
 
-    @property
-    def components(self) -> int:
-        """Number of components of a patch."""
-        return len(self.slots)
-
-    @property
-    def points(self) -> int:
-        """Number of patches of all images."""
-        return self.shape[0] * self.patches[0] * self.patches[1]
-
-    def numbers(self) -> tuple[int, ...]:
-        """All but the slots, in the order in which the extension takes them."""
-        return (*self.shape, *self.window, *self.offset, *self.patches, self.side)
+    def __post_init__(self) -> None:
+        numbers = (*self.shape, *self.window, *self.offset, *self.patches, self.side)
+        object.__setattr__(self, "components", len(self.slots))
+        object.__setattr__(self, "points", self.shape[0] * self.patches[0] * self.patches[1])
+        object.__setattr__(self, "numbers", numbers)
 
 
 def pair(value: Pair, name: str) -> tuple[int, int]:
     """Read an int, or two of them for height and width."""
+    if type(value) is int:
+        return value, value
     try:
         if isinstance(value, Sequence):
             rows, columns = value
@@ -84,8 +88,8 @@ def grid(
     Raises
     ------
     ValueError
-        If a size is not positive, or more than one component is wanted on patches that are not square, no power
-        of two, larger than 16, or have fewer cells than components.
+        If a size is not positive, or more than one component is wanted on patches that are not square, no
+        power of two, larger than 16, or have fewer cells than components.
     """
     if len(shape) != 4 or min(shape) < 0:
         raise ValueError(f"the map has shape {tuple(shape)}, expected (images, channels, height, width)")
@@ -104,8 +108,8 @@ def grid(
             or side & (side - 1)
         ):
             raise ValueError(
-                f"patch_size is {window} with upsampling {upsampling}, expected a square of 2, 4, 8 or {LARGEST_BASIS} "
-                "cells a side, upsampled, where components is more than 1"
+                f"patch_size is {window} with upsampling {upsampling}, expected a square of 2, 4, 8 or "
+                f"{LARGEST_BASIS} cells a side, upsampled, where components is more than 1"
             )
         if components > side * side:
             raise ValueError(
@@ -115,11 +119,12 @@ def grid(
     return Grid((images, channels, height, width), window, offset, patches, side, slots)
 
 
-def _hadamard(side: int) -> npt.NDArray[np.int64]:
+def _hadamard(side: int) -> _Signs:
     """Sylvester's matrix: what a fast transform without reordering multiplies with."""
     rows = np.arange(side)
     parity = np.array([bin(number).count("1") & 1 for number in range(side)])
-    return 1 - 2 * parity[rows[:, None] & rows]
+    signs: _Signs = 1 - 2 * parity[rows[:, None] & rows]
+    return signs
 
 
 @lru_cache
@@ -133,10 +138,11 @@ def _slots(side: int) -> tuple[int, ...]:
 
 
 @lru_cache
-def _walsh(side: int, components: int) -> npt.NDArray[np.int64]:
+def _walsh(side: int, components: int) -> _Signs:
     hadamard = _hadamard(side)
     rows, columns = np.divmod(np.array(_slots(side)[:components]), side)
-    return hadamard[rows][:, :, None] * hadamard[columns][:, None, :]
+    basis: _Signs = hadamard[rows][:, :, None] * hadamard[columns][:, None, :]
+    return basis
 
 
 def walsh_basis(
@@ -147,8 +153,9 @@ def walsh_basis(
 ) -> "torch.Tensor":
     r"""Give the Walsh-Hadamard functions on a patch that are kept, the smoothest first.
 
-    They are ordered by sequency, the number of sign changes: the sum over both axes first, then the larger of the
-    two, then row-major. This is the choice of the LP-L1 basis in Yang, Li, Marculescu, NeurIPS 2023, section 3.3.
+    They are ordered by sequency, the number of sign changes: the sum over both axes first, then the larger
+    of the two, then row-major. Yang, Li, Marculescu, "Efficient Low-rank Backpropagation for Vision
+    Transformer Adaptation", NeurIPS 2023, section 3, keeps the lowest functions likewise.
 
     Parameters
     ----------

@@ -25,7 +25,8 @@ def check_no_gradient(tensor: "torch.Tensor", name: str) -> None:
 
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{name} requires gradients, and kernels have none; call inside torch.no_grad() or pass {name}.detach()"
+            f"{name} requires gradients, and kernels have none; call inside torch.no_grad() "
+            f"or pass {name}.detach()"
         )
 
 
@@ -37,7 +38,7 @@ def is_served(tensor: "torch.Tensor") -> bool:
 
 
 def is_channels_last(tensor: "torch.Tensor") -> bool:
-    """Tell whether a map's memory is read as channels last; with one channel or without any cells, it is not."""
+    """Tell whether a map's memory is read as channels last; with a single channel, it is not."""
     import torch
 
     return tensor.shape[1] > 1 and tensor.is_contiguous(memory_format=torch.channels_last)

@@ -1,22 +1,25 @@
-"""Sums over patches of feature maps, and maps that are filled from patches: what gradient filtering is made of.
+"""Sums over patches of feature maps, and maps filled from patches: what gradient filtering is made of.
 
-A map is cut into windows, one for each patch. On a patch lives the Walsh-Hadamard basis, of which the first few
-components are kept; one component is the constant alone. Yang, Li, Marculescu, "Efficient On-device Training via
-Gradient Filtering", CVPR 2023, section 3, is the case of one component; Yang, Li, Marculescu, "Efficient Low-rank
-Backpropagation for Vision Transformer Adaptation", NeurIPS 2023, section 3, brings the basis.
+A map is cut into windows, one for each patch. On a patch lives the Walsh-Hadamard basis, of which the first
+few components are kept; one component is the constant alone. Yang, Li, Marculescu, "Efficient On-device
+Training via Gradient Filtering", CVPR 2023, section 3, is the case of one component; Yang, Li, Marculescu,
+"Efficient Low-rank Backpropagation for Vision Transformer Adaptation", NeurIPS 2023, section 3, brings the
+basis.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._grid import Grid, Pair, grid, pair
-from flower_edge.kernels._maps import check_floating, check_no_gradient
+from flower_edge.kernels._maps import check_floating, check_no_gradient, is_channels_last, is_served
 from flower_edge.kernels._patches_reference import (
     depthwise_filter_backward_reference,
     patch_fill_reference,
     patch_means_reference,
     patch_sums_reference,
 )
+from flower_edge.kernels._workspace import workspace
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +33,7 @@ def patch_sums(
     components: int = 1,
     upsampling: Pair = 1,
 ) -> "torch.Tensor":
-    r"""Sum a map over windows, weighted with each basis function: what a filtered convolution saves of its input.
+    r"""Sum a map over windows with each basis function: what a filtered convolution saves of its input.
 
     :math:`\tilde x_u(p, c) = \sum_i b_u(i)\, x(i, c)` over the cells i of window p that lie in the map.
 
@@ -41,21 +44,21 @@ def patch_sums(
     patch_size : int or (int, int)
         Cells of a window along height and width.
     offset : int or (int, int)
-        Window p covers rows ``[p * patch_size - offset, (p + 1) * patch_size - offset)``, and columns likewise;
-        negative where the first rows are in no window.
+        Window p covers rows ``[p * patch_size - offset, (p + 1) * patch_size - offset)``, and columns
+        likewise; negative where the first rows are in no window.
     patches : int or (int, int)
         Number of windows along height and width, PH and PW.
     components : int, optional
-        How many basis functions; more than 1 needs windows of ``upsampling`` times 2, 4, 8 or 16 cells a side.
-        Default: 1.
+        How many basis functions; more than 1 needs windows of ``upsampling`` times 2, 4, 8 or 16 cells a
+        side. Default: 1.
     upsampling : int or (int, int), optional
         How many cells of the window a cell of the basis covers: the stride of the convolution. Default: 1.
 
     Returns
     -------
     torch.Tensor
-        Shape ``(components, N * PH * PW, C)``. From a contiguous map it is the transposed view of memory laid out
-        as ``(components, C, N * PH * PW)``, which matrix products read without a copy.
+        Shape ``(components, N * PH * PW, C)``. From a contiguous map it is the transposed view of memory
+        laid out as ``(components, C, N * PH * PW)``, which matrix products read without a copy.
 
     Raises
     ------
@@ -72,16 +75,18 @@ def patch_sums(
         components,
         pair(upsampling, "upsampling"),
     )
+    if _runs(x):
+        return _pool(x, cut, means=False)
     return patch_sums_reference(x, cut.window, cut.offset, cut.patches, components, upsampling)
 
 
 def patch_means(grad: "torch.Tensor", patch_size: Pair, patches: Pair, components: int = 1) -> "torch.Tensor":
     r"""Average a gradient over patches, once with each basis function.
 
-    The first component is the mean over the cells of the patch that lie in the map. A patch at the border is
-    completed with its mean before the other components are formed, as means over all its cells:
-    :math:`\tilde g_u = \frac{1}{r^2} \left(\sum_i b_u(i)\, g(i) - \tilde g_0 \sum_i b_u(i)\right)` over the cells
-    in the map.
+    The first component is the mean over the cells of the patch that lie in the map. A patch at the border
+    is completed with its mean before the other components are formed, as means over all its cells:
+    :math:`\tilde g_u = \frac{1}{r^2} \left(\sum_i b_u(i)\, g(i) - \tilde g_0 \sum_i b_u(i)\right)` over the
+    cells in the map.
 
     Parameters
     ----------
@@ -97,7 +102,8 @@ def patch_means(grad: "torch.Tensor", patch_size: Pair, patches: Pair, component
     Returns
     -------
     torch.Tensor
-        Shape ``(components, N * PH * PW, C)``, laid out as by :func:`patch_sums`; 0 for a patch beyond the map.
+        Shape ``(components, N * PH * PW, C)``, laid out as by :func:`patch_sums`; 0 for a patch beyond the
+        map.
 
     Raises
     ------
@@ -114,6 +120,8 @@ def patch_means(grad: "torch.Tensor", patch_size: Pair, patches: Pair, component
         components,
         (1, 1),
     )
+    if _runs(grad):
+        return _pool(grad, cut, means=True)
     return patch_means_reference(grad, cut.window, cut.patches, components)
 
 
@@ -130,7 +138,8 @@ def patch_fill(
 ) -> "torch.Tensor":
     r"""Fill a map from the coefficients of its patches: the transpose of :func:`patch_sums`.
 
-    Cell i of window p becomes :math:`\mathrm{scale} \cdot \sum_u b_u(i)\, c_u(p)`; cells in no window become 0.
+    Cell i of window p becomes :math:`\mathrm{scale} \cdot \sum_u b_u(i)\, c_u(p)`; cells in no window
+    become 0.
 
     Parameters
     ----------
@@ -171,6 +180,8 @@ def patch_fill(
         pair(upsampling, "upsampling"),
     )
     _check_points(coefficients, "coefficients", cut)
+    if _runs(coefficients):
+        return _fill(coefficients, cut, scale, channels_last)
     return patch_fill_reference(
         coefficients,
         cut.shape,
@@ -198,12 +209,14 @@ def depthwise_filter_backward(
     r"""Form both gradients of a filtered depthwise convolution in one pass over the gradient of its output.
 
     With :math:`\tilde g` the :func:`patch_means` of `grad`: `grad_x` is the :func:`patch_fill` of
-    :math:`\tilde W_u \tilde g_u`, and the gram is :math:`\sum_p \tilde g_u(p)\, \tilde x_u(p)`; both times `scale`.
+    :math:`\tilde W_u \tilde g_u`, and the gram is :math:`\sum_p \tilde g_u(p)\, \tilde x_u(p)`; both times
+    `scale`.
 
     Parameters
     ----------
     grad : torch.Tensor
-        Gradient of the output, shape ``(N, C, H, W)``, channels last or contiguous; anything else is copied first.
+        Gradient of the output, shape ``(N, C, H, W)``, channels last or contiguous; anything else is copied
+        first.
     x_sums : torch.Tensor or None
         The :func:`patch_sums` of the input, shape ``(components, N * PH * PW, C)``; needed for the gram.
     tap_sums : torch.Tensor or None
@@ -238,32 +251,112 @@ def depthwise_filter_backward(
         If sizes do not fit, or a tensor that is wanted is missing or requires gradients in grad mode.
     """
     shape = _shape(grad, "grad")
-    side, stride, number = (
-        pair(patch_size, "patch_size"),
-        pair(upsampling, "upsampling"),
-        pair(patches, "patches"),
-    )
-    if not any(needs):
-        return None, None
-    used = [
+    window, stride = pair(patch_size, "patch_size"), pair(upsampling, "upsampling")
+    number = pair(patches, "patches")
+    given = [
         _needed(tensor, name, grad)
         for tensor, name, need in ((tap_sums, "tap_sums", needs[0]), (x_sums, "x_sums", needs[1]))
         if need
     ]
-    components = used[0].shape[0]
-    cut = grid(shape, side, (0, 0), number, components, (1, 1))
-    grid(tuple(x_shape), (side[0] * stride[0], side[1] * stride[1]), (0, 0), number, components, stride)
-    if tuple(x_shape[:2]) != shape[:2]:
+    if not given:
+        return None, None
+    components = given[0].shape[0]
+    cut = grid(shape, window, (0, 0), number, components, (1, 1))
+    x_window = (window[0] * stride[0], window[1] * stride[1])
+    x_cut = grid(tuple(x_shape), x_window, pair(offset, "offset"), number, components, stride)
+    if x_cut.shape[:2] != cut.shape[:2]:
         raise ValueError(
-            f"x_shape is {tuple(x_shape)}, expected the images and channels of grad, {shape[:2]}"
+            f"x_shape is {x_cut.shape}, expected the images and channels of grad: {cut.shape[:2]}"
         )
     if needs[0] and tap_sums is not None and tap_sums.shape != (components, shape[1]):
         raise ValueError(f"tap_sums has shape {tuple(tap_sums.shape)}, expected {(components, shape[1])}")
     if needs[1] and x_sums is not None:
         _check_points(x_sums, "x_sums", cut)
+    if _runs(grad) and not any(tensor.is_neg() for tensor in given):
+        return _depthwise(
+            grad, x_sums if needs[1] else None, tap_sums if needs[0] else None, cut, x_cut, scale
+        )
     return depthwise_filter_backward_reference(
-        grad, x_sums, tap_sums, x_shape, side, offset, number, stride, scale, needs
+        grad, x_sums, tap_sums, x_shape, window, offset, number, stride, scale, needs
     )
+
+
+def _runs(tensor: "torch.Tensor") -> bool:
+    return _dispatch.extension is not None and is_served(tensor)
+
+
+def _extension() -> Any:
+    if _dispatch.extension is not None:
+        _threads.connect(_dispatch.extension)
+    return _dispatch.extension
+
+
+def _laid_out(x: "torch.Tensor") -> "tuple[torch.Tensor, bool]":
+    """Return the map in a layout that kernels read, and whether that is channels last."""
+    if is_channels_last(x):
+        return x, True
+    return x.contiguous(), False
+
+
+def _laid_out_sums(sums: "torch.Tensor", channels_last: bool) -> "torch.Tensor":
+    """Return components of patches in the memory order that goes with a map of this layout."""
+    return sums.contiguous() if channels_last else sums.transpose(1, 2).contiguous()
+
+
+def _empty_map(shape: tuple[int, int, int, int], channels_last: bool) -> "torch.Tensor":
+    _, channels, height, width = shape
+    image = channels * height * width
+    if channels_last:
+        return workspace().empty(shape, (image, 1, width * channels, channels))
+    return workspace().empty(shape, (image, height * width, width, 1))
+
+
+def _pool(x: "torch.Tensor", cut: Grid, means: bool) -> "torch.Tensor":
+    x, channels_last = _laid_out(x)
+    channels = cut.shape[1]
+    strides = (channels, 1) if channels_last else (1, cut.points)
+    out = workspace().empty((cut.components, cut.points, channels), (cut.points * channels, *strides))
+    if x.numel() == 0:
+        return out.zero_()
+    _extension().patch_pool(
+        _dispatch.ceiling(), out.data_ptr(), x.data_ptr(), channels_last, means, cut.slots, *cut.numbers
+    )
+    return out
+
+
+def _fill(coefficients: "torch.Tensor", cut: Grid, scale: float, channels_last: bool) -> "torch.Tensor":
+    coefficients = _laid_out_sums(coefficients, channels_last)
+    out = _empty_map(cut.shape, channels_last)
+    if out.numel():
+        addresses = out.data_ptr(), coefficients.data_ptr()
+        _extension().patch_fill(
+            _dispatch.ceiling(), *addresses, channels_last, scale, cut.slots, *cut.numbers
+        )
+    return out
+
+
+def _depthwise(
+    grad: "torch.Tensor",
+    x_sums: "torch.Tensor | None",
+    tap_sums: "torch.Tensor | None",
+    cut: Grid,
+    x_cut: Grid,
+    scale: float,
+) -> "tuple[torch.Tensor | None, torch.Tensor | None]":
+    grad, channels_last = _laid_out(grad)
+    x_sums = None if x_sums is None else _laid_out_sums(x_sums, channels_last)
+    tap_sums = None if tap_sums is None else tap_sums.contiguous()
+    grad_x = None if tap_sums is None else _empty_map(x_cut.shape, channels_last)
+    gram = None if x_sums is None else grad.new_empty(cut.components, cut.shape[1])
+    if grad.numel() == 0 or (grad_x is not None and grad_x.numel() == 0):
+        return (None if grad_x is None else grad_x.zero_(), None if gram is None else gram.zero_())
+    addresses = (
+        0 if tensor is None else tensor.data_ptr() for tensor in (grad_x, gram, grad, x_sums, tap_sums)
+    )
+    _extension().depthwise_backward(
+        _dispatch.ceiling(), *addresses, channels_last, scale, cut.slots, *cut.numbers, *x_cut.numbers
+    )
+    return grad_x, gram
 
 
 def _check(tensor: "torch.Tensor", name: str) -> None:

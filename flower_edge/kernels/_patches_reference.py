@@ -173,7 +173,7 @@ def _sums(x: "torch.Tensor", cut: Grid) -> "torch.Tensor":
     right = columns * window_w - cut.offset[1] - cut.shape[3]
     # Negative padding crops: cells in no window.
     windows = pad(x, (cut.offset[1], right, cut.offset[0], below))
-    windows = windows.unflatten(2, (rows, window_h)).unflatten(4, (columns, window_w))
+    windows = windows.reshape(*cut.shape[:2], rows, window_h, columns, window_w)
     if cut.components == 1:
         sums = windows.sum(dim=(3, 5)).permute(0, 2, 3, 1)[None]
     else:
@@ -182,6 +182,9 @@ def _sums(x: "torch.Tensor", cut: Grid) -> "torch.Tensor":
 
 
 def _upsampled_basis(like: "torch.Tensor", cut: Grid) -> "torch.Tensor":
+    import torch
+
     basis = walsh_basis(cut.side, cut.components, like.dtype, like.device)
     rows, columns = cut.window[0] // cut.side, cut.window[1] // cut.side
-    return basis.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2)
+    upsampled: torch.Tensor = basis.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2)
+    return upsampled

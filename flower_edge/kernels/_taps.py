@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from flower_edge.kernels._maps import check_floating, check_no_gradient
+from flower_edge.kernels import _dispatch, _threads
+from flower_edge.kernels._maps import check_floating, check_no_gradient, is_served
+from flower_edge.kernels._workspace import workspace
 
 if TYPE_CHECKING:
     import torch
@@ -11,16 +13,16 @@ if TYPE_CHECKING:
 def collapse_taps(weight: "torch.Tensor", symbols: "torch.Tensor") -> "torch.Tensor":
     r"""Sum a weight over its taps, once for each component.
 
-    :math:`\tilde W_u(c_o, c_i) = \sum_t M_{ut} W(c_o, c_i, t)`: Yang, Li, Marculescu, CVPR 2023, equation 4, for
-    one component, whose symbols are all 1.
+    :math:`\tilde W_u(c_o, c_i) = \sum_t M_{ut} W(c_o, c_i, t)`: Yang, Li, Marculescu, CVPR 2023, equation
+    4, for one component, whose symbols are all 1.
 
     Parameters
     ----------
     weight : torch.Tensor
         Shape ``(C_out, C_in / groups, kh, kw)``.
     symbols : torch.Tensor
-        Shape ``(components, kh * kw)``, of the dtype and on the device of `weight`: how strongly a tap passes each
-        component.
+        Shape ``(components, kh * kw)``, of the dtype and on the device of `weight`: how strongly a tap
+        passes each component.
 
     Returns
     -------
@@ -35,6 +37,8 @@ def collapse_taps(weight: "torch.Tensor", symbols: "torch.Tensor") -> "torch.Ten
         If shapes do not fit, or `weight` requires gradients in grad mode.
     """
     _check(weight, symbols)
+    if _runs(weight, symbols):
+        return _collapse(weight, symbols.contiguous())
     return collapse_taps_reference(weight, symbols)
 
 
@@ -50,7 +54,8 @@ def spread_taps(
     symbols : torch.Tensor
         Shape ``(components, kh * kw)``, as in :func:`collapse_taps`.
     like : torch.Tensor
-        The weight, shape ``(C_out, C_in / groups, kh, kw)``: gives shape and memory format; its values are not read.
+        The weight, shape ``(C_out, C_in / groups, kh, kw)``: gives shape and memory format; its values are
+        not read.
     scale : float, optional
         Multiplies the result. Default: 1.
 
@@ -67,6 +72,8 @@ def spread_taps(
         If shapes do not fit, or `gram` requires gradients in grad mode.
     """
     _check_spread(gram, symbols, like)
+    if _runs(gram, symbols):
+        return _spread(gram.contiguous(), symbols.contiguous(), like, scale)
     return spread_taps_reference(gram, symbols, like, scale)
 
 
@@ -106,8 +113,52 @@ def spread_taps_reference(
     import torch
 
     grad = torch.einsum("uoi,ut->oit", gram * scale, symbols).reshape(like.shape)
-    channels_last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-    return grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    innermost = _inputs_are_innermost(like)
+    return grad.contiguous(memory_format=torch.channels_last if innermost else torch.contiguous_format)
+
+
+def _runs(values: "torch.Tensor", symbols: "torch.Tensor") -> bool:
+    return _dispatch.extension is not None and is_served(values) and not symbols.is_neg()
+
+
+def _inputs_are_innermost(weight: "torch.Tensor") -> bool:
+    import torch
+
+    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def _collapse(weight: "torch.Tensor", symbols: "torch.Tensor") -> "torch.Tensor":
+    outputs, inputs = weight.shape[:2]
+    components, taps = symbols.shape
+    inner = inputs if _inputs_are_innermost(weight) else 1
+    weight = weight if inner > 1 else weight.contiguous()
+    out = workspace().empty((components, outputs, inputs), (outputs * inputs, inputs, 1))
+    if weight.numel() == 0:
+        return out.zero_()
+    extension = _dispatch.extension
+    if extension is not None:
+        _threads.connect(extension)
+        addresses = out.data_ptr(), weight.data_ptr(), symbols.data_ptr()
+        extension.collapse_taps(*addresses, outputs * inputs, inner, taps, components)
+    return out
+
+
+def _spread(
+    gram: "torch.Tensor", symbols: "torch.Tensor", like: "torch.Tensor", scale: float
+) -> "torch.Tensor":
+    outputs, inputs, height, width = like.shape
+    components, taps = symbols.shape
+    if _inputs_are_innermost(like):
+        inner, strides = inputs, (taps * inputs, 1, width * inputs, inputs)
+    else:
+        inner, strides = 1, (inputs * taps, taps, width, 1)
+    out = workspace().empty((outputs, inputs, height, width), strides)
+    extension = _dispatch.extension
+    if extension is not None and out.numel():
+        _threads.connect(extension)
+        addresses = out.data_ptr(), gram.data_ptr(), symbols.data_ptr()
+        extension.spread_taps(*addresses, outputs * inputs, inner, taps, components, scale)
+    return out
 
 
 def _check(weight: "torch.Tensor", symbols: "torch.Tensor") -> None:
@@ -121,7 +172,8 @@ def _check(weight: "torch.Tensor", symbols: "torch.Tensor") -> None:
 def _check_symbols(symbols: "torch.Tensor", weight: "torch.Tensor", name: str) -> None:
     if symbols.dtype != weight.dtype or symbols.device != weight.device:
         raise TypeError(
-            f"symbols is {symbols.dtype} on {symbols.device}, expected {weight.dtype} on {weight.device} as {name}"
+            f"symbols is {symbols.dtype} on {symbols.device}, "
+            f"expected {weight.dtype} on {weight.device} as {name}"
         )
     taps = weight.shape[2] * weight.shape[3]
     if symbols.ndim != 2 or symbols.shape[0] < 1 or symbols.shape[1] != taps:

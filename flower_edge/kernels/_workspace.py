@@ -1,0 +1,148 @@
+"""Memory for large results, kept from one training step to the next.
+
+The C library hands blocks of tens of megabytes back to the system as soon as they are freed, so that each
+step would touch fresh pages: for a map of 300 MB that takes longer than filling it. Here, a block comes
+back when the last tensor over it has died, and serves the next result of about its size.
+"""
+
+import os
+from bisect import bisect_left, insort
+from collections import deque
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+SMALLEST = 1 << 20
+"""Bytes from which on memory is kept; torch's own allocator is good at smaller blocks."""
+
+_LINE = 64
+_FLOAT = 4
+# A free block may be larger than what is asked for by this factor.
+_WASTE = 1.25
+
+_Block = npt.NDArray[np.float32]
+
+
+def _default_limit() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
+
+
+class Workspace:
+    """A pool of blocks of memory that tensors are made over.
+
+    Parameters
+    ----------
+    limit : int, optional
+        Bytes of free blocks that are kept at most. Default: an eighth of the machine's memory.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = _default_limit() if limit is None else limit
+        self._lock = Lock()
+        # Tensors die in any thread and in the middle of anything, so their blocks come back through a queue
+        # that
+        # needs no lock.
+        self._returned: deque[_Block] = deque()
+        self._free: list[_Block] = []
+        self._free_bytes = 0
+
+    def empty(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> "torch.Tensor":
+        """Make a float32 tensor on the CPU without setting its values.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of the tensor.
+        strides : tuple of int
+            In elements; they must fill the memory without gaps, in any order of dimensions.
+
+        Returns
+        -------
+        torch.Tensor
+            It begins on a cache line. Its memory serves another tensor when its storage has died: when it,
+            each of its views, and each graph that saved one of them are gone.
+        """
+        import torch
+
+        length = 1
+        for extent in shape:
+            length *= extent
+        if length * _FLOAT < SMALLEST:
+            return torch.empty_strided(shape, strides, dtype=torch.float32)
+        block = self._take(length)
+        lease = _Lease(shape, np.float32, block, 0, tuple(_FLOAT * stride for stride in strides))
+        lease.block, lease.returned = block, self._returned
+        return torch.from_numpy(lease)
+
+    def release(self) -> int:
+        """Give all free blocks back to the system.
+
+        Returns
+        -------
+        int
+            How many bytes that were.
+        """
+        with self._lock:
+            self._collect()
+            freed, self._free_bytes = self._free_bytes, 0
+            self._free.clear()
+        return freed
+
+    def _take(self, length: int) -> _Block:
+        with self._lock:
+            self._collect()
+            at = bisect_left(self._free, length, key=len)
+            if at < len(self._free) and len(self._free[at]) <= length * _WASTE:
+                block = self._free.pop(at)
+                self._free_bytes -= block.nbytes
+                return block
+        unaligned = np.empty(length + _LINE // _FLOAT, np.float32)
+        begin = -unaligned.ctypes.data % _LINE // _FLOAT
+        return unaligned[begin : begin + length]
+
+    def _collect(self) -> None:
+        while self._returned:
+            block = self._returned.popleft()
+            insort(self._free, block, key=len)
+            self._free_bytes += block.nbytes
+        # The largest first: a block of another model, or of a larger batch, is more likely among them.
+        while self._free_bytes > self.limit:
+            self._free_bytes -= self._free.pop().nbytes
+
+
+class _Lease(np.ndarray[Any, Any]):
+    """What a tensor's storage holds on to: gives the block back when it dies."""
+
+    block: _Block
+    returned: deque[_Block]
+
+    def __del__(self) -> None:
+        self.returned.append(self.block)
+
+
+_workspace = Workspace()
+
+
+def _forget() -> None:
+    # Another thread may have been at the pool while the process was forked. Tensors over its blocks live on.
+    global _workspace
+    _workspace = Workspace(_workspace.limit)
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def workspace() -> Workspace:
+    """Give the pool from which the kernels of this process take their results.
+
+    Returns
+    -------
+    Workspace
+        ``workspace().release()`` gives memory back; ``workspace().limit`` says how much may be kept.
+    """
+    return _workspace
