@@ -15,14 +15,13 @@ from flower_edge.training._relaxation import Array, Indices, Mask
 ROUNDING = 1e-12
 """Relative: sums of costs and of values are told apart down to this."""
 
-WIDTH = 20_000
-LATE_WIDTH = 64
-"""Most states kept, and most once time is up."""
+WIDTHS = (64, 2048)
+"""Most states kept in the first pass, and in the second if the first dropped anything that counts."""
 
-NEIGHBOURS = 8
-"""With several budgets, dominance is looked for among this many neighbours."""
+NEIGHBOURS = 32
+"""With three budgets, dominance is looked for among this many neighbours."""
 
-NONE = -1
+BLOCK = 128
 
 
 class Choices(NamedTuple):
@@ -40,15 +39,24 @@ class Choices(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The best value found above the floor, the alternative of each item, a bound of all that was not tried.
+    """The best choice found above the floor.
 
-    Without anything above the floor, `value` is the floor and `taken` is None. If everything was tried,
-    `untried` is -inf.
+    Attributes
+    ----------
+    value : float
+        The floor if nothing above it was found.
+    taken : ndarray of int, shape (n,), or None
+        The alternative of each item, -1 for none.
+    untried : float
+        A bound of all that was not tried; -inf if everything was.
+    pivot : int
+        The most valuable item about which the bounds leave a doubt.
     """
 
     value: float
     taken: Indices | None
     untried: float
+    pivot: int
 
 
 def solve(choices: Choices, slack: Array, prices: Array, floor: float, deadline: float) -> Solution:
@@ -67,18 +75,24 @@ def solve(choices: Choices, slack: Array, prices: Array, floor: float, deadline:
     deadline : float
         Of `time.perf_counter`; after it only the most promising states are kept.
     """
-    return _Core(choices, slack, prices, floor, deadline).solve()
+    best, taken = floor, None
+    for width in WIDTHS:
+        found = _Core(choices, slack, prices, best, width).solve()
+        best, taken = found.value, taken if found.taken is None else found.taken
+        if found.untried <= best * (1 + ROUNDING) or time.perf_counter() > deadline:
+            break
+    return found._replace(taken=taken)
 
 
 class _Core:
     """States: partial choices of the items decided so far, with their value and their cost."""
 
-    def __init__(self, choices: Choices, slack: Array, prices: Array, floor: float, deadline: float) -> None:
+    def __init__(self, choices: Choices, slack: Array, prices: Array, floor: float, width: int) -> None:
         n, _, k = choices.costs.shape
         # Alternative 0 is to take nothing, from here on.
         self.values = np.concatenate([np.zeros((n, 1)), choices.values], axis=1)
         self.costs = np.concatenate([np.zeros((n, 1, k)), choices.costs], axis=1)
-        self.slack, self.prices, self.best, self.deadline = slack, prices, floor, deadline
+        self.slack, self.prices, self.best, self.width = slack, prices, floor, width
         self.allowance = slack + ROUNDING
         self.untried = -np.inf
         self.found: tuple[int, int, Indices] | None = None
@@ -117,7 +131,9 @@ class _Core:
             if not len(value):
                 break
             self._complete(step + 1, value, cost)
-        return Solution(self.best, self._taken(), self.untried)
+        doubtful = self.order[self.rival > self.limit]
+        pivot = doubtful[self.values[doubtful].max(axis=1).argmax()] if len(doubtful) else 0
+        return Solution(self.best, self._taken(), self.untried, int(pivot))
 
     def _decide(self, step: int, item: int, value: Array, cost: Array) -> tuple[Array, Array]:
         """Extend all states by every alternative of an item that may still lead to something better."""
@@ -135,12 +151,11 @@ class _Core:
 
     def _narrow(self, keep: Indices, bound: Array) -> Indices:
         """Drop the least promising of too many states, and remember what they might have reached."""
-        width = LATE_WIDTH if time.perf_counter() > self.deadline else WIDTH
-        if len(keep) <= width:
+        if len(keep) <= self.width:
             return keep
         ranked = keep[np.argsort(-bound[keep], kind="stable")]
-        self.untried = max(self.untried, float(bound[ranked[width]]))
-        return ranked[:width]
+        self.untried = max(self.untried, float(bound[ranked[self.width]]))
+        return ranked[: self.width]
 
     def _complete(self, step: int, value: Array, cost: Array) -> None:
         """Finish every state in the way each price would, and remember the best that fits."""
@@ -175,24 +190,53 @@ class _Core:
             parent, alternative = self.history[depth]
             taken[self.order[depth]] = alternative[state]
             state = int(parent[state])
-        return taken + NONE
+        return taken - 1
 
 
 def _undominated(value: Array, cost: Array) -> Indices:
-    """Return states that no other one makes superfluous; exact with one budget, a part of them with more."""
-    if cost.shape[1] == 1:
-        order = np.lexsort((-value, cost[:, 0]))
-        ranked = value[order]
-        before = np.maximum.accumulate(np.concatenate([[-np.inf], ranked[:-1]])) if len(ranked) else ranked
-        return order[ranked > before]
-    order = np.argsort(cost.sum(axis=1), kind="stable")
-    value, cost = value[order], cost[order]
-    keep: Mask = np.ones(len(order), bool)
-    for distance in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
-        keep[distance:] &= ~(
-            (value[:-distance] >= value[distance:]) & (cost[:-distance] <= cost[distance:]).all(axis=1)
-        )
+    """Return the states that no other one makes superfluous; with three budgets, some that one does, too."""
+    order = np.lexsort((*cost.T, -value))
+    cost = cost[order]
+    match cost.shape[1]:
+        case 1:
+            keep = _first_below(cost[:, 0])
+        case 2:
+            keep = _below_staircase(cost)
+        case _:
+            keep = np.ones(len(order), bool)
+            for distance in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
+                keep[distance:] &= ~(cost[:-distance] <= cost[distance:]).all(axis=1)
     return order[keep]
+
+
+def _first_below(cost: Array) -> Mask:
+    """Tell which numbers are below all before them."""
+    least = np.minimum.accumulate(cost)
+    keep: Mask = np.ones(len(cost), bool)
+    keep[1:] = cost[1:] < least[:-1]
+    return keep
+
+
+def _below_staircase(cost: Array) -> Mask:
+    """Tell which pairs have no pair before them that is at most as large in both; shape (m, 2)."""
+    keep: Mask = np.ones(len(cost), bool)
+    stairs = np.array([[-np.inf, np.inf]])
+    earlier = np.tri(BLOCK, k=-1, dtype=bool)
+    for start in range(0, len(cost), BLOCK):
+        block = cost[start : start + BLOCK]
+        fresh = stairs[np.searchsorted(stairs[:, 0], block[:, 0], side="right") - 1, 1] > block[:, 1]
+        block = block[fresh]
+        size = len(block)
+        below = (
+            (block[:, 0] <= block[:, None, 0]) & (block[:, 1] <= block[:, None, 1]) & earlier[:size, :size]
+        )
+        best = ~below.any(axis=1)
+        fresh[fresh] = best
+        keep[start : start + BLOCK] = fresh
+        stairs = np.concatenate([stairs, block[best]])
+        stairs = stairs[np.lexsort((stairs[:, 1], stairs[:, 0]))]
+        stairs = stairs[_first_below(stairs[:, 1])]
+    return keep
 
 
 def _suffix_sums(terms: Array) -> Array:

@@ -87,15 +87,23 @@ def search(problem: Problem, deadline: float) -> Found:
     return _Search(problem, deadline).run()
 
 
+class _Branch(NamedTuple):
+    """A part of the choices: facilities that are paid for, units that are taken, units that may be."""
+
+    paid: Mask
+    taken: Mask
+    allowed: Mask
+
+
 class _Search:
-    """A branch fixes which facilities are paid for, and which units may still be chosen."""
+    """Branches wait in the order of their bounds."""
 
     def __init__(self, problem: Problem, deadline: float) -> None:
         self.problem, self.deadline = problem, deadline
         self.best = 0.0
         self.chosen: Mask = np.zeros(len(problem.values), bool)
         self.untried = 0.0
-        self.branches: list[tuple[float, int, Mask, Mask]] = []
+        self.waiting: list[tuple[float, int, _Branch]] = []
         self.serial = count()
 
     @property
@@ -103,25 +111,27 @@ class _Search:
         return self.best * (1 + ROUNDING)
 
     def run(self) -> Found:
-        listed = unions(self.problem.paths, MOST_PATHS)
+        problem = self.problem
+        listed = unions(problem.paths, MOST_PATHS)
         if listed is None:
-            n, f = self.problem.needs.shape
-            self._push(float(self.problem.values.sum()), np.zeros(f, bool), np.ones(n, bool))
+            n, f = problem.needs.shape
+            everything = _Branch(np.zeros(f, bool), np.zeros(n, bool), np.ones(n, bool))
+            self._push(float(problem.values.sum()), everything)
         else:
-            self._push_all(bits(listed, len(self.problem.facility_costs)))
-        while self.branches:
-            negative_bound, _, paid, allowed = heapq.heappop(self.branches)
+            self._push_all(bits(listed, len(problem.facility_costs)))
+        while self.waiting:
+            negative_bound, _, branch = heapq.heappop(self.waiting)
             if -negative_bound <= self.limit:
                 break
             if time.perf_counter() > self.deadline and self.best > 0:
                 self.untried = max(self.untried, -negative_bound)
                 break
-            self._try(-negative_bound, paid, allowed)
+            self._try(-negative_bound, branch)
         return Found(self.best, self.chosen, max(self.best, self.untried))
 
-    def _push(self, bound: float, paid: Mask, allowed: Mask) -> None:
+    def _push(self, bound: float, branch: _Branch) -> None:
         if bound > self.limit:
-            heapq.heappush(self.branches, (-bound, next(self.serial), paid, allowed))
+            heapq.heappush(self.waiting, (-bound, next(self.serial), branch))
 
     def _push_all(self, paid: Mask) -> None:
         """Push one branch for each union of paths, bounded together."""
@@ -130,95 +140,119 @@ class _Search:
         slack = 1.0 - paid @ problem.facility_costs
         fits = (slack >= -ROUNDING).all(axis=1)
         paid, slack = paid[fits], np.maximum(slack[fits], 0.0)
-        blocked = (~paid).astype(np.float32) @ way.T.astype(np.float32)
-        allowed = blocked == 0
+        allowed = (~paid).astype(np.float32) @ way.T.astype(np.float32) == 0
         off_path = problem.needs & ~way.any(axis=0)
         costs = problem.costs + _split(problem.values, off_path) @ problem.facility_costs
         bound = np.full(len(paid), np.inf)
         for weighting in weightings(costs.shape[1]):
             relaxed = relax(problem.values, costs @ weighting, allowed, slack @ weighting)
             np.minimum(bound, relaxed.bound, out=bound)
+        nothing = np.zeros(len(problem.values), bool)
         for row, value in enumerate(bound.tolist()):
-            self._push(value, paid[row], allowed[row])
+            self._push(value, _Branch(paid[row], nothing, allowed[row]))
 
-    def _try(self, bound: float, paid: Mask, allowed: Mask) -> None:
-        """Solve a branch if facilities that are still open tie few units together; otherwise split it."""
+    def _try(self, bound: float, branch: _Branch) -> None:
+        """Solve a branch, as far as little of it is left; otherwise split it."""
         problem = self.problem
-        slack = np.maximum(1.0 - paid @ problem.facility_costs, 0.0)
-        units = np.flatnonzero(allowed)
+        sunk = float(problem.values[branch.taken].sum())
+        spent = branch.paid @ problem.facility_costs + problem.costs[branch.taken].sum(axis=0)
+        slack = np.maximum(1.0 - spent, 0.0)
+        self._remember(sunk, branch.taken)
+        units = np.flatnonzero(branch.allowed)
         if not len(units):
             return
-        still = problem.needs[units] & ~paid
+        still = problem.needs[units] & ~branch.paid
         values = problem.values[units]
         costs = problem.costs[units] + _split(values, still) @ problem.facility_costs
         priced = price(values, costs, slack)
-        bound = min(bound, priced.bound)
+        bound = min(bound, sunk + priced.bound)
         if bound <= self.limit:
             return
         groups = _tied(still)
-        if max(map(len, groups)) > MOST_TOGETHER:
-            self._improve(paid, units[np.argsort(-values / (costs @ priced.prices[0] + ROUNDING))])
-            self._split_branch(bound, paid, allowed, still, units, priced.prices[0])
+        if max(map(len, groups), default=1) > MOST_TOGETHER:
+            density = values / (costs @ priced.prices[0] + ROUNDING)
+            self._take_in_turn(branch, units[np.argsort(-density)])
+            self._branch_on_facility(bound, branch, units, still, priced.prices[0])
             return
         members, choices = self._items(units, still, groups)
-        solution = solve(choices, slack, priced.prices, self.best, self.deadline)
-        self.untried = max(self.untried, min(bound, solution.untried))
+        solution = solve(choices, slack, priced.prices, self.best - sunk, self.deadline)
         if solution.taken is not None:
-            self.best = solution.value
-            self.chosen = np.zeros(len(problem.values), bool)
+            chosen = branch.taken.copy()
             for item, alternative in enumerate(solution.taken):
                 if alternative >= 0:
-                    self.chosen[members[item][alternative]] = True
+                    chosen[members[item][alternative]] = True
+            self._remember(sunk + solution.value, chosen)
+        left = min(bound, sunk + solution.untried)
+        if left > self.limit:
+            doubtful = members[solution.pivot][-1]
+            self._branch_on_unit(left, branch, doubtful[problem.values[doubtful].argmax()])
+
+    def _remember(self, value: float, chosen: Mask) -> None:
+        if value > self.limit:
+            self.best, self.chosen = value, chosen
 
     def _items(
-        self, units: Indices, still: Mask, groups: list[list[int]]
+        self, units: Indices, still: Mask, groups: list[Indices]
     ) -> tuple[list[list[Indices]], Choices]:
         """Make an item of every group: its alternatives are its subsets, which pay a facility once."""
         problem = self.problem
-        width = 2 ** max(map(len, groups)) - 1
-        values = np.full((len(groups), width), -np.inf)
-        costs = np.zeros((len(groups), width, problem.costs.shape[1]))
-        members = []
-        for item, group in enumerate(groups):
-            subsets = bits(list(range(1, 2 ** len(group))), len(group))
-            chosen = units[group]
-            values[item, : len(subsets)] = subsets @ problem.values[chosen]
-            costs[item, : len(subsets)] = subsets @ problem.costs[chosen]
-            if still[group].any():
-                costs[item, : len(subsets)] += (subsets @ still[group]) @ problem.facility_costs
-            members.append([chosen[subset] for subset in subsets])
+        alone = np.setdiff1d(np.arange(len(units)), np.concatenate([*groups, np.empty(0, np.intp)]))
+        width = 2 ** max(map(len, groups), default=1) - 1
+        values = np.full((len(alone) + len(groups), width), -np.inf)
+        costs = np.zeros((*values.shape, problem.costs.shape[1]))
+        values[: len(alone), 0] = problem.values[units[alone]]
+        costs[: len(alone), 0] = problem.costs[units[alone]] + still[alone] @ problem.facility_costs
+        members = [[unit] for unit in units[alone, None]]
+        for item, group in enumerate(groups, len(alone)):
+            subsets = bits(range(1, 2 ** len(group)), len(group))
+            together = units[group]
+            values[item, : len(subsets)] = subsets @ problem.values[together]
+            costs[item, : len(subsets)] = (
+                subsets @ problem.costs[together] + (subsets @ still[group]) @ problem.facility_costs
+            )
+            members.append([together[subset] for subset in subsets])
         return members, Choices(values, costs)
 
-    def _split_branch(
-        self, bound: float, paid: Mask, allowed: Mask, still: Mask, units: Indices, prices: Array
+    def _branch_on_unit(self, bound: float, branch: _Branch, unit: int) -> None:
+        """Take a unit, or do without it."""
+        problem = self.problem
+        this = np.arange(len(problem.values)) == unit
+        allowed = branch.allowed & ~this
+        self._push(bound, branch._replace(allowed=allowed))
+        taken, paid = branch.taken | this, branch.paid | problem.needs[unit]
+        spent = paid @ problem.facility_costs + problem.costs[taken].sum(axis=0)
+        if (spent <= 1.0 + ROUNDING).all():
+            self._push(bound, _Branch(paid, taken, allowed))
+
+    def _branch_on_facility(
+        self, bound: float, branch: _Branch, units: Indices, still: Mask, prices: Array
     ) -> None:
-        """Branch on the facility whose price or whose users, the lesser of the two, weigh most."""
+        """Pay for a facility and all that its users need besides, or do without it and its users.
+
+        It is the one where the price of paying and the value of its users, the lesser of the two, is greatest.
+        """
         problem = self.problem
         together = still.T.astype(np.float32) @ still.astype(np.float32)
         implied = (together == together.diagonal()[:, None]) & still.any(axis=0, keepdims=True).T
-        price_of = implied @ (problem.facility_costs @ prices)
-        at_stake = problem.values[units] @ still
-        facility = int(np.minimum(price_of, at_stake).argmax())
-        if not still[:, facility].any():
-            facility = int(still.sum(axis=0).argmax())
-        opened = paid | implied[facility]
-        if ((opened @ problem.facility_costs) <= 1.0 + ROUNDING).all():
-            self._push(bound, opened, allowed)
-        self._push(bound, paid, allowed & ~problem.needs[:, facility])
+        at_stake = np.minimum(implied @ (problem.facility_costs @ prices), problem.values[units] @ still)
+        facility = int(np.where(still.any(axis=0), at_stake, -1.0).argmax())
+        paid = branch.paid | implied[facility]
+        spent = paid @ problem.facility_costs + problem.costs[branch.taken].sum(axis=0)
+        if (spent <= 1.0 + ROUNDING).all():
+            self._push(bound, branch._replace(paid=paid))
+        self._push(bound, branch._replace(allowed=branch.allowed & ~problem.needs[:, facility]))
 
-    def _improve(self, paid: Mask, order: Indices) -> None:
+    def _take_in_turn(self, branch: _Branch, order: Indices) -> None:
         """Take units in this order as long as they fit."""
         problem = self.problem
-        spent, held = np.zeros(problem.costs.shape[1]), np.zeros_like(paid)
-        chosen = np.zeros(len(problem.values), bool)
+        paid, chosen = problem.needs[branch.taken].any(axis=0), branch.taken.copy()
+        spent = paid @ problem.facility_costs + problem.costs[chosen].sum(axis=0)
         for unit in order:
-            more = problem.costs[unit] + (problem.needs[unit] & ~held) @ problem.facility_costs
+            more = problem.costs[unit] + (problem.needs[unit] & ~paid) @ problem.facility_costs
             if (spent + more <= 1.0 + ROUNDING).all():
                 spent, chosen[unit] = spent + more, True
-                held |= problem.needs[unit]
-        value = float(problem.values[chosen].sum())
-        if value > self.limit:
-            self.best, self.chosen = value, chosen
+                paid |= problem.needs[unit]
+        self._remember(float(problem.values[chosen].sum()), chosen)
 
 
 def _split(values: Array, needs: Mask) -> Array:
@@ -232,23 +266,18 @@ def _split(values: Array, needs: Mask) -> Array:
     return weighted / np.where(total > 0, total, 1.0)
 
 
-def _tied(still: Mask) -> list[list[int]]:
-    """Group the units that share a facility, directly or through others."""
-    groups: list[list[int]] = []
+def _tied(still: Mask) -> list[Indices]:
+    """Group the units that share a facility, directly or through others; leave out those that share none."""
     shared = still[:, still.sum(axis=0) > 1]
-    pending = np.ones(len(still), bool)
-    for unit in range(len(still)):
-        if not pending[unit]:
-            continue
-        inside: Mask = np.zeros(len(still), bool)
-        inside[unit] = True
-        if shared[unit].any():
-            grown = inside
-            while True:
-                grown = shared[:, shared[inside].any(axis=0)].any(axis=1) | inside
-                if (grown == inside).all():
-                    break
-                inside = grown
+    pending = shared.any(axis=1)
+    groups = []
+    while pending.any():
+        inside = np.zeros(len(still), bool)
+        inside[pending.argmax()] = True
+        size = 0
+        while inside.sum() > size:
+            size = int(inside.sum())
+            inside = np.any(shared[:, shared[inside].any(axis=0)], axis=1)
         pending &= ~inside
-        groups.append(np.flatnonzero(inside).tolist())
+        groups.append(np.flatnonzero(inside))
     return groups
