@@ -62,7 +62,7 @@ typedef struct {
 FE_INLINE span clip(int64_t begin, int64_t end, int64_t length) {
     begin = begin < 0 ? 0 : begin;
     end = end > length ? length : end;
-    return (span){begin, end > begin ? end - begin : 0};
+    return end > begin ? (span){begin, end - begin} : (span){0, 0};
 }
 
 /* The blocks of one window along one axis; returns how many cells they have together. */
@@ -90,11 +90,6 @@ FE_INLINE void zero(float *begin, int64_t count) { memset(begin, 0, (size_t)coun
 FE_INLINE void zero_rows(float *image, int64_t row, const fe_grid *grid, int64_t p) {
     span rows = covered(grid, 0);
     int64_t end = rows.begin + rows.count;
-    if (rows.count == 0) {
-        if (p == 0)
-            zero(image, grid->height * row);
-        return;
-    }
     if (p == 0)
         zero(image, rows.begin * row);
     if (p == grid->patches[0] - 1)

@@ -7,7 +7,8 @@ TARGET FE_INLINE VEC NAME(load_columns)(const float *row, int64_t column, int64_
         return NAME(load)(row + column, end - column > LANES ? LANES : end > column ? end - column : 0);
     float lanes[LANES] = {0};
     span real = clip(column, column + LANES, end);
-    memcpy(lanes + (real.begin - column), row + real.begin, (size_t)real.count * sizeof *lanes);
+    for (int64_t i = real.begin; i < real.begin + real.count; i++)
+        lanes[i - column] = row[i];
     return NAME(load)(lanes, LANES);
 }
 
@@ -22,7 +23,8 @@ TARGET FE_INLINE void NAME(store_columns)(float *row, int64_t column, int64_t en
     float lanes[LANES];
     NAME(store)(lanes, value, LANES);
     span real = clip(column, column + LANES, end);
-    memcpy(row + real.begin, lanes + (real.begin - column), (size_t)real.count * sizeof *lanes);
+    for (int64_t i = real.begin; i < real.begin + real.count; i++)
+        row[i] = lanes[i - column];
 }
 
 /* Makes one vector for each of `side` blocks out of side * block vectors of neighbouring cells. */

@@ -92,7 +92,6 @@ def patch_fill_reference(
         Of `shape`, and of the dtype of `coefficients`.
     """
     import torch
-    from torch.nn.functional import pad
 
     cut = grid(
         tuple(shape),
@@ -111,8 +110,7 @@ def patch_fill_reference(
     else:
         cells = torch.einsum("knpqc,kij->ncpiqj", spread, _upsampled_basis(coefficients, cut))
     filled = cells.reshape(images, channels, rows * window_h, columns * window_w)
-    below, right = height + cut.offset[0] - rows * window_h, width + cut.offset[1] - columns * window_w
-    filled = pad(filled, (-cut.offset[1], right, -cut.offset[0], below))
+    filled = _shifted(filled, (-cut.offset[0], -cut.offset[1]), (height, width))
     return filled.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -166,19 +164,30 @@ def depthwise_filter_backward_reference(
 
 def _sums(x: "torch.Tensor", cut: Grid) -> "torch.Tensor":
     import torch
-    from torch.nn.functional import pad
 
     (rows, columns), (window_h, window_w) = cut.patches, cut.window
-    below = rows * window_h - cut.offset[0] - cut.shape[2]
-    right = columns * window_w - cut.offset[1] - cut.shape[3]
-    # Negative padding crops: cells in no window.
-    windows = pad(x, (cut.offset[1], right, cut.offset[0], below))
+    windows = _shifted(x, cut.offset, (rows * window_h, columns * window_w))
     windows = windows.reshape(*cut.shape[:2], rows, window_h, columns, window_w)
     if cut.components == 1:
         sums = windows.sum(dim=(3, 5)).permute(0, 2, 3, 1)[None]
     else:
         sums = torch.einsum("ncpiqj,kij->knpqc", windows, _upsampled_basis(x, cut))
     return sums.reshape(cut.components, cut.points, cut.shape[1])
+
+
+def _shifted(x: "torch.Tensor", by: tuple[int, int], size: tuple[int, int]) -> "torch.Tensor":
+    """Move a map down and to the right, with zeros around it, and cut it to a size."""
+    from torch.nn.functional import pad
+
+    before, after, cells = [], [], []
+    for shift, length, wanted in zip(by, x.shape[2:], size, strict=True):
+        before.append(max(shift, 0))
+        after.append(max(wanted - shift - length, 0))
+        begin = max(-shift, 0)
+        cells.append(slice(begin, begin + wanted))
+    padding = (before[1], after[1], before[0], after[0])
+    moved = pad(x, padding) if any(padding) else x
+    return moved[:, :, cells[0], cells[1]]
 
 
 def _upsampled_basis(like: "torch.Tensor", cut: Grid) -> "torch.Tensor":
