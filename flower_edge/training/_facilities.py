@@ -45,10 +45,14 @@ class Facilities:
 def lay_out(graph: BackwardGraph, units: Sequence[Sequence[str]], budgets: Sequence[str]) -> Facilities:
     """Write a graph as facilities, under budgets that are named as the fields of `Cost`."""
     operations, shared = graph.operations, graph.shared
-    costs: dict[str, Array] = dict.fromkeys(graph.tensor_names, np.zeros(len(budgets)))
+    unit_of = {name: index for index, unit in enumerate(units) for name in unit}
+    costs = [[0.0] * len(budgets) for _ in units]
     for operation in operations:
         for tensor in operation.tensors:
-            costs[tensor.name] = costs[tensor.name] + [_tensor_cost(tensor, budget) for budget in budgets]
+            if tensor.name in unit_of:
+                own_costs = costs[unit_of[tensor.name]]
+                for column, budget in enumerate(budgets):
+                    own_costs[column] += _tensor_cost(tensor, budget)
     facility_costs = np.array(
         [[_operation_cost(operation, budget) for budget in budgets] for operation in operations]
         + [[float(part.saved_bytes) * (budget == "bytes") for budget in budgets] for part in shared]
@@ -69,7 +73,7 @@ def lay_out(graph: BackwardGraph, units: Sequence[Sequence[str]], budgets: Seque
     paths = tuple(_union(behind[name] for name in unit) for unit in units)
     needs = [path | _union(kept[name] for name in unit) for path, unit in zip(paths, units, strict=True)]
     return Facilities(
-        np.array([np.sum([costs[name] for name in unit], axis=0) for unit in units]),
+        np.array(costs),
         facility_costs,
         bits(needs, len(facility_costs)),
         paths,

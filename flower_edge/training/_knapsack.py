@@ -5,7 +5,6 @@ Items are decided one at a time, the most ambiguous first (the core of Pisinger,
 shows that no completion of it beats the best solution known. Nothing is rounded to a grid.
 """
 
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +14,8 @@ from flower_edge.training._relaxation import Array, Indices, Mask
 ROUNDING = 1e-12
 """Relative: sums of costs and of values are told apart down to this."""
 
-WIDTHS = (64, 2048)
-"""Most states kept in the first pass, and in the second if the first dropped anything that counts."""
+WIDTH = 2048
+"""Most states kept; the bounds of those that go are known."""
 
 NEIGHBOURS = 32
 """With three budgets, dominance is looked for among this many neighbours."""
@@ -59,7 +58,7 @@ class Solution(NamedTuple):
     pivot: int
 
 
-def solve(choices: Choices, slack: Array, prices: Array, floor: float, deadline: float) -> Solution:
+def solve(choices: Choices, slack: Array, prices: Array, floor: float) -> Solution:
     """Find the choice of greatest value above `floor`.
 
     Parameters
@@ -69,30 +68,27 @@ def solve(choices: Choices, slack: Array, prices: Array, floor: float, deadline:
     slack : ndarray, shape (k,)
         What the choice may cost.
     prices : ndarray, shape (q, k)
-        At least 0; the better they are, the faster; the result does not depend on them.
+        At least 0. The better they are, the sooner it is done.
     floor : float
         Only greater values are of interest.
-    deadline : float
-        Of `time.perf_counter`; after it only the most promising states are kept.
+
+    Returns
+    -------
+    Solution
+        Optimal if `Solution.untried` is not above its value.
     """
-    best, taken = floor, None
-    for width in WIDTHS:
-        found = _Core(choices, slack, prices, best, width).solve()
-        best, taken = found.value, taken if found.taken is None else found.taken
-        if found.untried <= best * (1 + ROUNDING) or time.perf_counter() > deadline:
-            break
-    return found._replace(taken=taken)
+    return _Core(choices, slack, prices, floor).solve()
 
 
 class _Core:
     """States: partial choices of the items decided so far, with their value and their cost."""
 
-    def __init__(self, choices: Choices, slack: Array, prices: Array, floor: float, width: int) -> None:
+    def __init__(self, choices: Choices, slack: Array, prices: Array, floor: float) -> None:
         n, _, k = choices.costs.shape
         # Alternative 0 is to take nothing, from here on.
         self.values = np.concatenate([np.zeros((n, 1)), choices.values], axis=1)
         self.costs = np.concatenate([np.zeros((n, 1, k)), choices.costs], axis=1)
-        self.slack, self.prices, self.best, self.width = slack, prices, floor, width
+        self.slack, self.prices, self.best = slack, prices, floor
         self.allowance = slack + ROUNDING
         self.untried = -np.inf
         self.found: tuple[int, int, Indices] | None = None
@@ -151,11 +147,11 @@ class _Core:
 
     def _narrow(self, keep: Indices, bound: Array) -> Indices:
         """Drop the least promising of too many states, and remember what they might have reached."""
-        if len(keep) <= self.width:
+        if len(keep) <= WIDTH:
             return keep
         ranked = keep[np.argsort(-bound[keep], kind="stable")]
-        self.untried = max(self.untried, float(bound[ranked[self.width]]))
-        return ranked[: self.width]
+        self.untried = max(self.untried, float(bound[ranked[WIDTH]]))
+        return ranked[:WIDTH]
 
     def _complete(self, step: int, value: Array, cost: Array) -> None:
         """Finish every state in the way each price would, and remember the best that fits."""

@@ -175,7 +175,7 @@ class _Search:
             self._branch_on_facility(bound, branch, units, still, priced.prices[0])
             return
         members, choices = self._items(units, still, groups)
-        solution = solve(choices, slack, priced.prices, self.best - sunk, self.deadline)
+        solution = solve(choices, slack, priced.prices, self.best - sunk)
         if solution.taken is not None:
             chosen = branch.taken.copy()
             for item, alternative in enumerate(solution.taken):
@@ -229,9 +229,10 @@ class _Search:
     ) -> None:
         """Pay for a facility and all that its users need besides, or do without it and its users.
 
-        It is the one where the price of paying and the value of its users, the lesser of the two, is greatest.
+        It is the one with the most at stake: the price of paying or the value of its users, if that is less.
         """
         problem = self.problem
+        # Counts, which float32 holds exactly.
         together = still.T.astype(np.float32) @ still.astype(np.float32)
         implied = (together == together.diagonal()[:, None]) & still.any(axis=0, keepdims=True).T
         at_stake = np.minimum(implied @ (problem.facility_costs @ prices), problem.values[units] @ still)
