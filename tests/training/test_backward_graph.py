@@ -53,7 +53,7 @@ def test_names_in_the_order_of_the_forward_pass() -> None:
 
 
 def test_refuses_what_is_not_a_graph() -> None:
-    with pytest.raises(ValueError, match="operation 0 .* has input 0, expected the index of an earlier"):
+    with pytest.raises(ValueError, match=r"operation 0 .* has input 0, expected the index of an earlier"):
         BackwardGraph((Operation("a", (0,)),))
     with pytest.raises(ValueError, match="'nowhere' is not a tensor"):
         GRAPH.cost(["nowhere"])

@@ -87,7 +87,7 @@ def random_graph(kind: str, tensors: int, rng: np.random.Generator, shared: bool
 
 
 def every_cost(graph: BackwardGraph, names: list[str]) -> dict[str, np.ndarray]:
-    """What every subset of `names` costs, straight from the definition; subset s holds name i if bit i is set."""
+    """What every subset of `names` costs, from the definition; subset s holds name i if its bit i is set."""
     subsets = (np.arange(2 ** len(names))[:, None] >> np.arange(len(names)) & 1).astype(bool)
     chosen = {name: subsets[:, index] for index, name in enumerate(names)}
     none = np.zeros(len(subsets), bool)
@@ -221,7 +221,9 @@ def test_units_are_chosen_together_or_not_at_all() -> None:
         for subset in range(2 ** len(groups)):
             tried = [group for index, group in enumerate(groups) if subset >> index & 1]
             worth = [sum(importance[name] for name in group) for group in tried]
-            if min(worth, default=0.0) > 0 and budget.allows(graph.cost(sum(tried, []))):
+            if min(worth, default=0.0) > 0 and budget.allows(
+                graph.cost(name for group in tried for name in group)
+            ):
                 best = max(best, sum(worth))
 
         selection = select_tensors(graph, importance, budget, units=units)
