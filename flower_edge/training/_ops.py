@@ -1,11 +1,13 @@
 """Gradient filtering as operators of torch, so that compilers and export see through to the shapes."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _len_torch_dispatch_stack  # type: ignore[attr-defined]
 
 from flower_edge import kernels
 from flower_edge.training._tap_symbols import tap_symbols
@@ -42,7 +44,8 @@ def patch_sums(x: Tensor, y_shape: Sequence[int], weight_shape: Sequence[int], c
     Tensor
         Shape ``(components, N * patches, C_in)``.
     """
-    sums: Tensor = torch.ops.flower_edge.conv2d_patch_sums.default(
+    run = _patch_sums if _is_eager(x) else torch.ops.flower_edge.conv2d_patch_sums.default
+    sums: Tensor = run(
         x,
         _patches(y_shape, conv.patch_size),
         weight_shape[2:],
@@ -88,9 +91,9 @@ def backward(
     tuple of Tensor
         Gradients of input and weight; one that is not wanted is an empty tensor.
     """
-    gradients: tuple[Tensor, Tensor] = torch.ops.flower_edge.conv2d_filtered_backward.default(
-        grad, weight, sums, x_shape, *conv, channels_last, needs_x
-    )
+    run = _backward if _is_eager(grad) else torch.ops.flower_edge.conv2d_filtered_backward.default
+    with _without_autocast(grad.device.type):
+        gradients: tuple[Tensor, Tensor] = run(grad, weight, sums, x_shape, *conv, channels_last, needs_x)
     return gradients
 
 
@@ -98,6 +101,16 @@ def is_channels_last(x: Tensor) -> bool:
     """Tell a map's layout by its strides, which say more than `is_contiguous` where there is but one cell."""
     strides = x.stride()
     return strides[1] == 1 and max(strides[2:]) > 1
+
+
+def _is_eager(x: Tensor) -> bool:
+    """Tell whether no tracer listens: then the code itself is called, without the dispatcher's overhead."""
+    return not torch.compiler.is_compiling() and type(x) is Tensor and not _len_torch_dispatch_stack()
+
+
+def _without_autocast(device: str) -> AbstractContextManager[None]:
+    """Keep products in the dtype of their operands, where the backward pass is called inside autocast."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _patches(y_shape: Sequence[int], patch_size: int) -> list[int]:
@@ -268,7 +281,7 @@ def _fake_backward(
     channels_last: bool,
     needs_x: bool,
 ) -> tuple[Tensor, Tensor]:
-    grad_x = grad_weight = grad.new_empty(0)
+    grad_x, grad_weight = grad.new_empty(0), grad.new_empty(0)
     if needs_x:
         grad_x = torch.empty(
             *x_shape, dtype=grad.dtype, device=grad.device, memory_format=_layout(channels_last)
