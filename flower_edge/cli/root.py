@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import flower_edge
+from flower_edge.cli.profile import profile
 from flower_edge.cli.screen import complain
 from flower_edge.cli.topology import topology
 
@@ -53,6 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(topology, name="topology")
+app.command()(profile)
 
 
 def _print_version(wanted: bool) -> None:

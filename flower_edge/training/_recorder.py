@@ -140,13 +140,21 @@ class Recorder(TorchFunctionMode):
         """Record what is called inside."""
 
         def enter(module: nn.Module, args: Any) -> None:
-            self._modules.append(self._names.get(id(module), self.module))
+            try:
+                settle(args)
+            finally:
+                self._modules.append(self._names.get(id(module), self.module))
 
         def leave(module: nn.Module, args: Any, result: Any) -> None:
-            if self._last:
-                self._find_custom(result, clock())
-                self._last = clock()
+            settle(result)
             self._modules.pop()
+
+        def settle(values: Any) -> None:
+            if self._last:
+                entered = clock()
+                self._find_custom(values, entered)
+                # What this took is no time of the model's.
+                self._last += clock() - entered
 
         hooks = [
             register_module_forward_pre_hook(enter),

@@ -27,6 +27,8 @@ class Parts:
         Seconds for the gradient of its inputs alone.
     tensors : tuple of float
         Seconds for the gradient of each of its tensors alone.
+    together : float
+        Seconds for the gradients of all its tensors.
     both : float
         Seconds for everything.
     shared : float
@@ -39,6 +41,7 @@ class Parts:
 
     grad_input: float
     tensors: tuple[float, ...]
+    together: float
     both: float
     shared: float
     saved_for_input: list[int]
@@ -82,12 +85,14 @@ def replay(
     seconds = _least_seconds([again for again in replays if again is not None], gradient, repeats)
     saved = [again.saved for again in replays if again is not None]
     count = len(draft.tensors)
-    alone, tensors, both = tuple(seconds[:count]), seconds[count], seconds[count + 1]
+    alone, together, both = tuple(seconds[:count]), seconds[count], seconds[count + 1]
     grad_input = seconds[count + 2] if draft.inputs else 0.0
-    shared = min(max(0.0, grad_input + tensors - both), grad_input, tensors)
-    if shared < NOISE * min(grad_input, tensors):
+    shared = min(max(0.0, grad_input + together - both), grad_input, together)
+    if shared < NOISE * min(grad_input, together):
         shared = 0.0
-    return Parts(grad_input, alone, both, shared, saved[count + 2] if draft.inputs else [], saved[:count])
+    return Parts(
+        grad_input, alone, together, both, shared, saved[count + 2] if draft.inputs else [], saved[:count]
+    )
 
 
 def _in_place(kind: str) -> bool:

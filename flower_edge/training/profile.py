@@ -325,6 +325,7 @@ class _Measurement:
         self.storages = Storages([*step.model.parameters(), *step.model.buffers()])
         total = 2 * repeats + 2
         progress("first step", 0, total)
+        _check_loss(step.forward())
         # Layers that measure themselves settle, and libraries choose their kernels.
         step.bare()
         self._record(repeats)
@@ -385,10 +386,7 @@ class _Measurement:
         parts = self._parts.get(draft.name)
         whole = _of(self._all, draft)
         grad_input = self._grad_input(draft, parts, whole)
-        shared = 0.0
-        if parts is not None and draft.inputs:
-            # In proportion: alone, an operation finds its tensors in the caches.
-            shared = grad_input * (parts.shared / parts.grad_input if parts.grad_input else 0.0)
+        shared = self._shared(parts, grad_input, whole - grad_input)
         return ProfiledOperation(
             name=draft.name,
             module=draft.call.module,
@@ -396,7 +394,7 @@ class _Measurement:
             inputs=tuple(draft.inputs),
             macs=draft.call.macs,
             forward_seconds=sum(self._all.forward[call] for call in draft.calls),
-            grad_input_seconds=grad_input - shared + (self._all.start if last else 0.0),
+            grad_input_seconds=max(0.0, grad_input - shared) + (self._all.start if last else 0.0),
             shared_seconds=shared,
             tensors=self._uses(draft, parts, whole - grad_input, first_reader),
             saved=self._saved_for_input(draft, parts),
@@ -412,6 +410,14 @@ class _Measurement:
             return min(whole, _of(self._input, draft))
         # It computed its tensors' gradients in either kind of step.
         return whole if parts is None or not parts.both else whole * min(1.0, parts.grad_input / parts.both)
+
+    @staticmethod
+    def _shared(parts: Parts | None, grad_input: float, grad_weight: float) -> float:
+        if parts is None or not parts.grad_input:
+            return 0.0
+        # In proportion: alone, an operation finds its tensors in the caches. And not more than the step
+        # itself shows: alone, it may get memory at once in one case and wait for the system in another.
+        return min(grad_input * parts.shared / parts.grad_input, max(0.0, parts.together - grad_weight))
 
     def _uses(
         self, draft: Draft, parts: Parts | None, seconds: float, first_reader: dict[str, str]
