@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 ALLOWED = {
     "flower_edge/kernels": {"flower_edge.kernels", "flower_edge._kernels", "numpy", "torch"},
+    "flower_edge/training": {"flower_edge.training", "flower_edge.kernels", "numpy", "torch"},
     "flower_edge/gossip": {
         *{"flower_edge.gossip", "flower_edge.kernels", "flower_edge._extras"},
         *{"numpy", "torch", "networkx", "scipy", "cvxpy"},
@@ -20,8 +21,8 @@ ALLOWED = {
         *{"numpy", "matplotlib", "networkx"},
     },
     "flower_edge/cli": {
-        *{"flower_edge.cli", "flower_edge.gossip", "flower_edge.report", "flower_edge._extras"},
-        *{"click", "networkx", "numpy", "rich", "typer"},
+        *{"flower_edge.cli", "flower_edge.gossip", "flower_edge.report", "flower_edge.training"},
+        *{"flower_edge._extras", "click", "networkx", "numpy", "rich", "torch", "typer"},
     },
     "clients": {"flower_edge", "flwr", "numpy", "torch"},
     "strategies": {"flower_edge", "flwr", "numpy"},
