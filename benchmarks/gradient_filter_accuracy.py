@@ -1,0 +1,310 @@
+"""What gradient filtering costs in accuracy: fine-tuning of pre-trained networks, alone and in a gossip of 8.
+
+``python -m benchmarks.gradient_filter_accuracy --data FOLDER [--plot FILE] [--quick]``. Every method trains
+the same layers of the same checkpoint with the same budget (`benchmarks.fine_tuning`), three times; what it
+loses is against exact gradients with the same seed.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import groupby
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from benchmarks.cifar import cache_folder, cifar10, data_folder
+from benchmarks.filter_cost import Cost, backward_cost
+from benchmarks.fine_tuning import Budget, FineTuning
+from benchmarks.harness import Benchmark, cores, run
+from benchmarks.pretrain import CHECKPOINTS, pretrained
+from benchmarks.small_networks import blocks
+from flower_edge.gossip import GossipPlan, full_graph_plan, torus
+from flower_edge.training import GradientFilter, all_but_stem, last, prepare_, tap_symbols
+
+PROTOCOL = 1
+"""Part of what names a kept run: raise it when what a run does changes."""
+
+NODES = 8
+SEEDS = 3
+ALL = 0
+"""Number of last layers that stands for all: everything is trained, and all but the stem filtered."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Exact gradients without components, else filtered ones."""
+
+    patch_size: int = 1
+    components: int = 0
+
+    def __str__(self) -> str:
+        return f"r = {self.patch_size}, k = {self.components}" if self.components else "exact"
+
+
+EXACT = Method()
+CURVES = (*(Method(2, k) for k in (1, 2, 4)), *(Method(4, k) for k in (1, 2, 4, 8)))
+PAPER = Method(2, 1)
+DEFAULT = Method(2, 4)
+CLAIMED = ("resnet20", 1, 4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What runs of different methods share: network, nodes, number of trained layers, seed."""
+
+    network: str
+    nodes: int
+    layers: int
+    seed: int
+
+
+def cases(quick: bool) -> list[Case]:
+    """Return what is trained, the most important first."""
+    if quick:
+        return [Case("resnet20", 1, 2, 0)]
+    choices = [
+        *(("resnet20", 1, layers) for layers in (4, ALL)),
+        *((network, NODES, 4) for network in ("resnet20", "mobilenet_v2")),
+        *(("mobilenet_v2", 1, layers) for layers in (4, ALL)),
+        *(("resnet20", 1, layers) for layers in (3, 2, 1)),
+        *((network, NODES, ALL) for network in ("resnet20", "mobilenet_v2")),
+        *(("mobilenet_v2", 1, layers) for layers in (3, 2, 1)),
+    ]
+    return [Case(*choice, seed) for choice in choices for seed in range(SEEDS)]
+
+
+def methods_of(case: Case) -> tuple[Method, ...]:
+    """Return what is compared: all of it for one network, elsewhere the paper's method and the default."""
+    if (case.network, case.nodes) == ("resnet20", 1) and case.layers in (4, ALL):
+        return EXACT, *CURVES
+    return EXACT, PAPER, DEFAULT
+
+
+def budget_of(case: Case, quick: bool) -> Budget:
+    """Return what every method may use."""
+    if quick:
+        return Budget(images=2560, epochs=1, test_images=2000)
+    if case.nodes > 1:
+        return Budget(batch=16 * NODES, test_images=2000)
+    return Budget()
+
+
+def change(method: Method, layers: int, measured: bool = False) -> Callable[[nn.Module], object]:
+    """Return what a method does to a network."""
+    if method == EXACT:
+        return lambda model: model
+    where = all_but_stem if layers == ALL else last(layers)
+    fallback: Literal["measured", "never"] = "measured" if measured else "never"
+    part = GradientFilter(method.patch_size, method.components, where, fallback)
+    return lambda model: prepare_(model, part)
+
+
+@cache
+def plan() -> GossipPlan:
+    """Return how the 8 nodes mix: a 2×4 torus with the weights of least ρ."""
+    return full_graph_plan(torus(2, NODES // 2), weights="fastest")
+
+
+def kept_at(case: Case, method: Method, budget: Budget) -> Path:
+    """Return where the outcome of a run is kept.
+
+    A whole table takes most of an hour, and a cut-off must not lose what is done: each run is written when it
+    ends and found again by everything that decides its outcome. Remove the folder to run all anew.
+    """
+    checkpoint = hashlib.sha256((CHECKPOINTS / f"{case.network}.safetensors").read_bytes()).hexdigest()
+    symbols = tap_symbols((3, 3), (1, 1), (1, 1), method.patch_size, method.components or 1).tolist()
+    decides = [PROTOCOL, checkpoint, symbols, asdict(case), asdict(method), asdict(budget)]
+    name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    return cache_folder() / "gradient_filter_accuracy" / f"{name}.json"
+
+
+def finish(case: Case, budget: Budget, folder: Path) -> None:
+    """Run the methods whose outcome is not kept yet; what they share is made once."""
+    missing = [method for method in methods_of(case) if not kept_at(case, method, budget).exists()]
+    if not missing:
+        return
+    torch.set_num_threads(1)
+    task = fine_tuning(case, budget, folder)
+    for method in missing:
+        start = change(method, case.layers)
+        reached = task.alone(start) if case.nodes == 1 else task.gossip(start, plan())
+        path = kept_at(case, method, budget)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        scratch.write_text(json.dumps({**asdict(case), **asdict(method), "accuracy": reached}))
+        scratch.replace(path)
+        print(f"{case}, {method}: {reached:.4f}", file=sys.stderr, flush=True)
+
+
+def fine_tuning(case: Case, budget: Budget, folder: Path) -> FineTuning:
+    """Prepare what all methods of a case share."""
+    model = pretrained(case.network)
+    convolutions = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    first = None if case.layers == ALL else convolutions[-case.layers]
+    return FineTuning(model, blocks, first, *cifar10(folder), budget, case.seed, case.nodes)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Accuracy of one method by seed, and what it lost against exact gradients; percent."""
+
+    accuracy: tuple[float, ...]
+    lost: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the seeds."""
+        return statistics.fmean(self.accuracy)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the accuracy over the seeds; 0 of one."""
+        return statistics.stdev(self.accuracy) if len(self.accuracy) > 1 else 0.0
+
+    @property
+    def mean_lost(self) -> float:
+        """Mean of what was lost."""
+        return statistics.fmean(self.lost)
+
+    @property
+    def spread_lost(self) -> float:
+        """Standard deviation of what was lost; 0 of one seed."""
+        return statistics.stdev(self.lost) if len(self.lost) > 1 else 0.0
+
+
+def found(group: list[Case], method: Method, quick: bool) -> Found:
+    """Read the kept outcomes of one method for cases that differ in their seed."""
+
+    def accuracy(case: Case, of: Method) -> float:
+        kept = json.loads(kept_at(case, of, budget_of(case, quick)).read_text())
+        return 100 * float(kept["accuracy"])
+
+    reached = tuple(accuracy(case, method) for case in group)
+    exact = tuple(accuracy(case, EXACT) for case in group)
+    return Found(reached, tuple(e - r for e, r in zip(exact, reached, strict=True)))
+
+
+def costs(case: Case, method: Method, folder: Path) -> Cost:
+    """Count and time a backward pass with batches of the case."""
+    budget = Budget(images=64, epochs=1, batch=64, test_images=1)
+    task = fine_tuning(Case(case.network, 1, case.layers, 0), budget, folder)
+    return backward_cost(task.model(change(method, case.layers, measured=True)), task.batches[0][0])
+
+
+def groups(quick: bool) -> Iterator[list[Case]]:
+    """Yield cases that differ in their seed alone, in the order of the table."""
+    ordered = sorted(cases(quick), key=lambda c: (c.network != "resnet20", c.nodes, c.layers or 99, c.seed))
+    for _, group in groupby(ordered, key=lambda case: (case.network, case.nodes, case.layers)):
+        yield list(group)
+
+
+def fill(bench: Benchmark, folder: Path) -> list[dict[str, Any]]:
+    """Run what is not kept, and fill the table."""
+    with ProcessPoolExecutor(min(2, cores()), get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(finish, case, budget_of(case, bench.quick), folder) for case in cases(bench.quick)
+        ]
+        for job in jobs:
+            job.result()
+    torch.set_num_threads(1)
+    for group in groups(bench.quick):
+        for method in methods_of(group[0]):
+            outcome = found(group, method, bench.quick)
+            cost = None if method == EXACT else costs(group[0], method, folder)
+            bench.row(
+                network=group[0].network,
+                nodes=group[0].nodes,
+                layers="all" if group[0].layers == ALL else f"last {group[0].layers}",
+                method=str(method),
+                accuracy=outcome.mean,
+                spread=outcome.spread,
+                lost=outcome.mean_lost,
+                spread_lost=outcome.spread_lost,
+                operations_fewer_counted=1.0 if cost is None else cost.operations_ratio,
+                backward_faster_measured=1.0 if cost is None else cost.seconds_ratio,
+                share_of_step_counted=0.0 if cost is None else cost.share,
+            )
+    return bench.rows
+
+
+def plot(rows: list[dict[str, Any]], path: str) -> None:
+    """Draw accuracy over cost for the claimed network and layers, alone: one curve for each patch size."""
+    from matplotlib.figure import Figure
+
+    network, nodes, layers = CLAIMED
+    shown = [
+        row
+        for row in rows
+        if (row["network"], row["nodes"], row["layers"]) == (network, nodes, f"last {layers}")
+    ]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for size, marker in ((2, "o"), (4, "s")):
+        curve = [row for row in shown if row["method"].startswith(f"r = {size}")]
+        axes.errorbar(
+            [1 / row["operations_fewer_counted"] for row in curve],
+            [row["accuracy"] for row in curve],
+            [row["spread"] for row in curve],
+            marker=marker,
+            capsize=3,
+            label=f"patches of {size}×{size}",
+        )
+        for row in curve:
+            axes.annotate(
+                row["method"].partition("k = ")[2],
+                (1 / row["operations_fewer_counted"], row["accuracy"]),
+                xytext=(4, -12),
+                textcoords="offset points",
+            )
+    exact = next(row for row in shown if row["method"] == "exact")
+    axes.axhline(exact["accuracy"], color="grey", linestyle="--", label="exact gradients")
+    axes.set_xscale("log")
+    axes.set_xlabel("operations of the filtered layers' backward pass, exact = 1 (counted)")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(f"{network}, last {layers} layers; numbers are components")
+    axes.legend()
+    figure.savefig(path)
+
+
+def main(bench: Benchmark) -> None:
+    """Fill the table and say whether the default keeps its promise."""
+    rows = fill(bench, FOLDER)
+    if PLOT:
+        plot(rows, PLOT)
+    if bench.quick:
+        chance = 10.0
+        bench.at_least("accuracy of the default after a short run, %", rows[-1]["accuracy"], 4 * chance)
+        return
+    network, nodes, layers = CLAIMED
+    row = next(
+        row
+        for row in rows
+        if (row["network"], row["nodes"], row["layers"], row["method"])
+        == (network, nodes, f"last {layers}", str(DEFAULT))
+    )
+    text = f"{network}, last {layers} layers, {DEFAULT}"
+    bench.at_most(f"points of accuracy lost against exact gradients: {text}", row["lost"], 0.5)
+    bench.at_least(
+        f"times less backward time in the filtered layers, measured: {text}",
+        row["backward_faster_measured"],
+        5.0,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--plot")
+    options, sys.argv[1:] = parser.parse_known_args()
+    PLOT, FOLDER = options.plot, data_folder()
+    run("gradient_filter_accuracy", __doc__, main)
