@@ -1,10 +1,10 @@
 """The selection of ElasticTrainer (Huang, Yang, Gao, MobiSys 2023), as described there, to compare with.
 
-Tensors form one line, from the output inwards. Times are scaled down to `steps` steps. A table keeps, for each
-time spent, the most important choice found among the tensors seen so far, with its deepest tensor. The next
-tensor extends every entry: its own gradient, and the way to it from the entry's deepest tensor. Keeping one
-choice for each time is what makes it inexact, besides the rounding: a less important one that already reaches
-further in might have been extended more cheaply.
+Tensors form one line, from the output inwards. Times are scaled down to `steps` steps. A table keeps, for
+each time spent, the most important choice found among the tensors seen so far, with its deepest tensor. The
+next tensor extends every entry: its own gradient, and the way to it from the entry's deepest tensor. Keeping
+one choice for each time is what makes it inexact, besides the rounding: a less important one that already
+reaches further in might have been extended more cheaply.
 """
 
 from collections.abc import Mapping

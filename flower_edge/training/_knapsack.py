@@ -138,7 +138,8 @@ class _Core:
         taken = np.repeat(open_to, len(value))
         value = value[parent] + self.values[item, taken]
         cost = cost[parent] + self.costs[item, taken]
-        bound = ((self.slack - cost) @ self.prices.T + self.rest_gain[step + 1]).min(axis=1) + value
+        # States run along the second axis, over which numpy takes minima much faster.
+        bound = value + (self.prices @ (self.slack - cost).T + self.rest_gain[step + 1, :, None]).min(axis=0)
         keep = np.flatnonzero((bound > self.limit) & (cost <= self.allowance).all(axis=1))
         keep = keep[_undominated(value[keep], cost[keep])]
         keep = self._narrow(keep, bound)
@@ -155,15 +156,14 @@ class _Core:
 
     def _complete(self, step: int, value: Array, cost: Array) -> None:
         """Finish every state in the way each price would, and remember the best that fits."""
-        total = value[:, None] + self.rest_value[step]
-        ahead = np.argwhere(total > self.limit)
-        if not len(ahead):
-            return
-        state, price = ahead.T
+        total = value + self.rest_value[step, :, None]
+        price, state = np.nonzero(total > self.limit)
+        total = total[price, state]
         fits = (cost[state] + self.rest_cost[step, price] <= self.allowance).all(axis=1)
         if fits.any():
-            pick = np.flatnonzero(fits)[total[state[fits], price[fits]].argmax()]
-            self.best = float(total[state[pick], price[pick]])
+            total[~fits] = -np.inf
+            pick = total.argmax()
+            self.best = float(total[pick])
             self.found = (step, int(state[pick]), self.greedy[:, price[pick]])
 
     def _settle(self, step: int, value: Array, cost: Array) -> None:
