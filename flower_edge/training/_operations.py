@@ -56,6 +56,11 @@ class Operations:
     def __init__(self, recorder: Recorder, parameter_names: Mapping[int, str]) -> None:
         self._recorder = recorder
         self._names = parameter_names
+        self._elements = {
+            parameter_names[id(leaf)]: leaf.numel()
+            for leaf in recorder.accumulators.values()
+            if id(leaf) in parameter_names
+        }
         self._check_leaves()
         self._from_parameters = self._find_from_parameters(recorder.calls)
         self._position = self._find_operations(recorder.calls)
@@ -76,9 +81,26 @@ class Operations:
     def sources(self) -> frozenset[str]:
         """Return the parameters of the operations with nothing trainable behind them.
 
-        Where these alone are trained, every other operation computes the gradient of its inputs alone.
+        Where these are trained, every other operation computes the gradient of its inputs.
         """
         return frozenset(name for draft in self.drafts if not draft.inputs for name in draft.tensors)
+
+    def halves(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Part the trainable parameters in two of about the same size, with the sources in both.
+
+        The parameters of an operation stay together. If operations share parameters so that they cannot, all
+        of theirs are in both halves.
+        """
+        sources = self.sources()
+        halves: tuple[set[str], set[str]] = (set(), set())
+        elements = [0, 0]
+        for draft in self.drafts:
+            names = set(draft.tensors) - sources
+            held = [half for half in (0, 1) if names & halves[half]]
+            for half in held or [elements.index(min(elements))]:
+                elements[half] += sum(self._elements[name] for name in names - halves[half])
+                halves[half].update(names)
+        return sources | halves[0], sources | halves[1]
 
     def _check_leaves(self) -> None:
         for leaf in self._recorder.accumulators.values():

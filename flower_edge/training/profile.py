@@ -1,15 +1,18 @@
 """What each operation of a model costs in a training step on this device.
 
 A step is run as it is, only watched: the forward pass is cut at the functions that the model calls, and the
-backward pass at the autograd nodes that they made. One kind of step trains every tensor, the other only those
-that have nothing trainable behind them, so that all other operations compute the gradient of their inputs
-alone; the difference is the time of the tensors' gradients. Every operation thus runs on real tensors, with
-the caches as a step leaves them, and the times of all operations add up to that of the step. No other factor
-is applied; how well they add up is part of the result.
+backward pass at the autograd nodes that they made. Two kinds of steps take turns. Either trains the tensors
+with nothing trainable behind them, and half of all others; so every other operation computes the gradient of
+its inputs in both, and those of its tensors in one of them: the difference is the time of the latter. Every
+operation thus runs on real tensors, with caches and memory as a step leaves them that trains some tensors and
+not others. The least times of all operations are added up without any factor; how close that comes to the
+time of a whole step is part of the result.
+
+What depends on the choice as a whole is not in it: the memory of large gradients is new in every step if there
+are many of them, and at hand if there are few.
 """
 
 import math
-import platform
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flower_edge.training import _profile_json
+from flower_edge.training._device import device_name
 from flower_edge.training._operations import Draft, Operations, Storages
 from flower_edge.training._optimizer_state import state_bytes, step_seconds
 from flower_edge.training._passes import Step, Times, least
@@ -137,7 +141,7 @@ class Profile:
     optimizer_seconds : float
         Of the optimizer's step, 0 without an optimizer; measured.
     device : str
-        The processor.
+        The board or the processor.
     threads : int
         Of torch.
     clock : str
@@ -247,6 +251,18 @@ class Profile:
                 f"{len(received)}: it is the profile of another model"
             )
 
+    def check_here(self) -> None:
+        """Raise a ValueError if the profile is of another device, thread count or version of torch."""
+        for what, mine, here in (
+            ("device", self.device, device_name()),
+            ("number of threads", self.threads, torch.get_num_threads()),
+            ("torch", self.torch_version, torch.__version__),
+        ):
+            if mine != here:
+                raise ValueError(
+                    f"the {what} of the profile is {mine!r}, here it is {here!r}: profile the model again"
+                )
+
 
 def profile(
     model: nn.Module,
@@ -307,7 +323,7 @@ def profile(
         forward_seconds=measured.bare[0],
         backward_seconds=measured.bare[1],
         optimizer_seconds=optimizer_seconds,
-        device=platform.processor() or platform.machine(),
+        device=device_name(),
         threads=torch.get_num_threads(),
         clock="thread CPU time" if torch.get_num_threads() == 1 else "wall time",
         torch_version=torch.__version__,
@@ -323,25 +339,26 @@ class _Measurement:
             name for name, parameter in step.model.named_parameters() if parameter.requires_grad
         )
         self.storages = Storages([*step.model.parameters(), *step.model.buffers()])
-        total = 2 * repeats + 2
+        total = 3 * repeats + 1
         progress("first step", 0, total)
         _check_loss(step.forward())
         # Layers that measure themselves settle, and libraries choose their kernels.
         step.bare()
         self._record(repeats)
         progress("operations taken apart", 1, total)
-        all_steps: list[Times] = []
-        input_steps: list[Times] = []
+        self._halves = self._operations.halves()
+        steps: tuple[list[Times], list[Times]] = ([], [])
         bare: list[tuple[float, float]] = []
         for repeat in range(repeats):
+            for half, (names, times) in enumerate(zip(self._halves, steps, strict=True)):
+                step.train_only(names)
+                times.append(step.timed(self._calls))
+                progress("step of one half", 3 * repeat + half + 2, total)
             step.train_only(self._trainable)
-            all_steps.append(step.timed(self._calls))
             bare.append(step.bare())
-            progress("full step", 2 * repeat + 2, total)
-            step.train_only(self._operations.sources())
-            input_steps.append(step.timed(self._calls))
-            progress("step without gradients of tensors", 2 * repeat + 3, total)
-        self._all, self._input = least(all_steps), least(input_steps)
+            progress("whole step", 3 * repeat + 4, total)
+        self._times = least(steps[0]), least(steps[1])
+        self._either = least([*steps[0], *steps[1]])
         self.bare = min(forward for forward, _ in bare), min(backward for _, backward in bare)
 
     def _record(self, repeats: int) -> None:
@@ -384,8 +401,7 @@ class _Measurement:
 
     def _operation(self, draft: Draft, first_reader: dict[str, str], *, last: bool) -> ProfiledOperation:
         parts = self._parts.get(draft.name)
-        whole = _of(self._all, draft)
-        grad_input = self._grad_input(draft, parts, whole)
+        grad_input, whole = self._backward(draft, parts)
         shared = self._shared(parts, grad_input, whole - grad_input)
         return ProfiledOperation(
             name=draft.name,
@@ -393,23 +409,28 @@ class _Measurement:
             kind=draft.call.kind,
             inputs=tuple(draft.inputs),
             macs=draft.call.macs,
-            forward_seconds=sum(self._all.forward[call] for call in draft.calls),
-            grad_input_seconds=max(0.0, grad_input - shared) + (self._all.start if last else 0.0),
+            forward_seconds=sum(self._either.forward[call] for call in draft.calls),
+            grad_input_seconds=max(0.0, grad_input - shared) + (self._either.start if last else 0.0),
             shared_seconds=shared,
             tensors=self._uses(draft, parts, whole - grad_input, first_reader),
             saved=self._saved_for_input(draft, parts),
         )
 
-    def _grad_input(self, draft: Draft, parts: Parts | None, whole: float) -> float:
+    def _backward(self, draft: Draft, parts: Parts | None) -> tuple[float, float]:
+        """Return the seconds for the gradient of the inputs, and for everything."""
+        tensors = frozenset(draft.tensors)
+        in_half = [not tensors.isdisjoint(half) for half in self._halves]
+        either = _of(self._either, draft)
+        if not tensors:
+            return either, either
         if not draft.inputs:
-            # Nothing behind it is trainable; but the loss of a model that is one operation costs, too.
-            return 0.0 if draft.tensors else whole
-        if not draft.tensors:
-            return whole
-        if self._operations.sources().isdisjoint(draft.tensors):
-            return min(whole, _of(self._input, draft))
-        # It computed its tensors' gradients in either kind of step.
-        return whole if parts is None or not parts.both else whole * min(1.0, parts.grad_input / parts.both)
+            return 0.0, either
+        if all(in_half):
+            # Its tensors are trained in either kind of step, for the sake of another operation.
+            share = 1.0 if parts is None or not parts.both else parts.grad_input / parts.both
+            return either * min(1.0, share), either
+        whole = _of(self._times[in_half.index(True)], draft)
+        return min(whole, _of(self._times[in_half.index(False)], draft)), whole
 
     @staticmethod
     def _shared(parts: Parts | None, grad_input: float, grad_weight: float) -> float:
@@ -430,7 +451,7 @@ class _Measurement:
             TensorUse(
                 name,
                 seconds * alone[place] / total
-                + (self._all.accumulate.get(name, 0.0) if first_reader[name] == draft.name else 0.0),
+                + (self._either.accumulate.get(name, 0.0) if first_reader[name] == draft.name else 0.0),
                 tuple(self._saved[draft.name] if parts is None else parts.saved_for_tensors[place]),
             )
             for place, name in enumerate(draft.tensors)

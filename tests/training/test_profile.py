@@ -459,6 +459,14 @@ def test_a_profile_of_another_model_is_refused(document: dict[str, Any]) -> None
         Profile.from_json(text, model)
 
 
+def test_a_profile_of_another_place_is_refused(document: dict[str, Any]) -> None:
+    Profile.from_json(json.dumps(document)).check_here()
+
+    for field, value in (("device", "abacus"), ("threads", 10**6), ("torch_version", "0.1")):
+        with pytest.raises(ValueError, match=f"{value}.*profile the model again"):
+            Profile.from_json(json.dumps({**document, field: value})).check_here()
+
+
 def test_hostile_json_is_refused(document: dict[str, Any]) -> None:
     def changed(**fields: Any) -> str:
         return json.dumps({**document, **fields})
