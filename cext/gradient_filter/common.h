@@ -13,6 +13,8 @@ enum {
     STAGE = 4096,
     /* Columns of the widest window that `planes.h` reads in one go. */
     WIDEST = 32,
+    /* Bytes, a page: cores' own prefetchers lose their way at its end. The best of 1 to 8 KB. */
+    AHEAD = 4096,
     MOST_CELLS = FE_LARGEST_SIDE * FE_LARGEST_SIDE,
 };
 

@@ -12,12 +12,9 @@ TARGET FE_INLINE VEC NAME(load_columns)(const float *row, int64_t column, int64_
     return NAME(load)(lanes, LANES);
 }
 
-TARGET FE_INLINE void NAME(store_columns)(float *row, int64_t column, int64_t end, VEC value, int stream) {
-    if (column >= 0 && column + LANES <= end) {
-        if (stream && (uintptr_t)(row + column) % sizeof(VEC) == 0)
-            NAME(stream)(row + column, value);
-        else
-            NAME(store)(row + column, value, LANES);
+TARGET FE_INLINE void NAME(store_columns)(float *row, int64_t column, int64_t end, VEC value) {
+    if (column >= 0) {
+        NAME(store)(row + column, value, end - column > LANES ? LANES : end > column ? end - column : 0);
         return;
     }
     float lanes[LANES];
@@ -66,27 +63,52 @@ TARGET FE_INLINE void NAME(join)(VEC *raw, const VEC *cells, int64_t side, int64
         }
 }
 
-/* Components of the LANES windows from q on, of one row of windows. Lanes beyond the last window become 0. */
-TARGET FE_INLINE void NAME(analyse_lanes)(VEC *components, const float *plane, const fe_grid *grid, const span *rows,
+/* What the inner loops need of a map and its windows, in variables of their own: vectors may alias anything. */
+typedef struct {
+    /* `rows`: of a whole window. */
+    int64_t width, offset, end, patches, rows, components, component;
+    int64_t slots[MOST_CELLS];
+} NAME(strip);
+
+TARGET FE_INLINE void NAME(read_strip)(NAME(strip) *strip, const view *map) {
+    span columns = covered(map->grid, 1);
+    strip->width = map->grid->width;
+    strip->offset = map->grid->offset[1];
+    strip->end = columns.begin + columns.count;
+    strip->patches = map->grid->patches[1];
+    strip->rows = map->grid->window[0];
+    strip->components = map->grid->components;
+    strip->component = map->component;
+    for (int64_t u = 0; u < strip->components; u++)
+        strip->slots[u] = map->grid->slots[u];
+}
+
+/* Transforms the LANES windows from q on, of one row of windows: afterwards, component u is at cells[slots[u]]. Lanes
+ * beyond the last window become 0. */
+TARGET FE_INLINE void NAME(analyse_lanes)(VEC *cells, const float *plane, const NAME(strip) *strip, const span *rows,
                                           int64_t real_rows, int64_t q, int means, int64_t side, int64_t block) {
-    int64_t width = side * block, begin = q * width - grid->offset[1];
-    span columns = covered(grid, 1);
-    int64_t end = columns.begin + columns.count;
-    int inside = begin >= 0 && begin + width * LANES <= end;
-    VEC cells[MOST_CELLS], raw[WIDEST];
+    const int64_t width = side * block, begin = q * width - strip->offset, end = strip->end, pitch = strip->width;
+    const int inside = begin >= 0 && begin + width * LANES <= end;
+    VEC raw[WIDEST];
     for (int64_t i = 0; i < side; i++) {
+        const float *row = plane + rows[i].begin * pitch;
+        const int64_t count = rows[i].count;
         for (int64_t t = 0; t < width; t++)
             raw[t] = NAME(set)(0.0f);
-        for (int64_t h = rows[i].begin; h < rows[i].begin + rows[i].count; h++) {
-            const float *row = plane + h * grid->width;
-            for (int64_t t = 0; t < width; t++)
-                raw[t] = NAME(add)(raw[t], inside ? NAME(load)(row + begin + t * LANES, LANES)
-                                                  : NAME(load_columns)(row, begin + t * LANES, end));
-        }
+        if (inside)
+            for (int64_t h = 0; h < count; h++, row += pitch)
+                for (int64_t t = 0; t < width; t++) {
+                    __builtin_prefetch((const char *)(row + begin + t * LANES) + AHEAD, 0, 2);
+                    raw[t] = NAME(add)(raw[t], NAME(load)(row + begin + t * LANES, LANES));
+                }
+        else
+            for (int64_t h = 0; h < count; h++, row += pitch)
+                for (int64_t t = 0; t < width; t++)
+                    raw[t] = NAME(add)(raw[t], NAME(load_columns)(row, begin + t * LANES, end));
         NAME(separate)(cells + i * side, raw, side, block);
     }
-    VEC part = NAME(set)(1.0f / (float)(width * real_rows));
-    if (means && (!inside || real_rows < grid->window[0])) {
+    VEC part = NAME(set)(real_rows ? 1.0f / (float)(width * real_rows) : 0.0f);
+    if (means && (!inside || real_rows < strip->rows)) {
         float parts[LANES];
         for (int64_t l = 0; l < LANES; l++) {
             int64_t real = real_rows * clip(begin + l * width, begin + (l + 1) * width, end).count;
@@ -109,57 +131,58 @@ TARGET FE_INLINE void NAME(analyse_lanes)(VEC *components, const float *plane, c
         }
     }
     if (side == 1) {
-        components[0] = means ? NAME(multiply)(cells[0], part) : cells[0];
+        if (means)
+            cells[0] = NAME(multiply)(cells[0], part);
         return;
     }
     NAME(transform)(cells, side);
-    VEC factor = NAME(set)(means ? 1.0f / (float)(side * side) : 1.0f);
-    for (int64_t u = 0; u < grid->components; u++)
-        components[u] = NAME(multiply)(cells[grid->slots[u]], factor);
+    for (int64_t i = 0; means && i < side * side; i++)
+        cells[i] = NAME(multiply)(cells[i], NAME(set)(1.0f / (float)(side * side)));
 }
 
-/* Writes the LANES windows from q on. */
-TARGET FE_INLINE void NAME(synthesise_lanes)(float *plane, const VEC *components, const fe_grid *grid, const span *rows,
+/* Writes the LANES windows from q on, out of components put at their slots. */
+TARGET FE_INLINE void NAME(synthesise_lanes)(float *plane, VEC *cells, const NAME(strip) *strip, const span *rows,
                                              int64_t q, int64_t side, int64_t block, int stream) {
-    int64_t width = side * block, begin = q * width - grid->offset[1];
-    span columns = covered(grid, 1);
-    int64_t end = columns.begin + columns.count;
-    VEC cells[MOST_CELLS], raw[WIDEST];
-    if (side == 1) {
-        cells[0] = components[0];
-    } else {
-        for (int64_t i = 0; i < side * side; i++)
-            cells[i] = NAME(set)(0.0f);
-        for (int64_t u = 0; u < grid->components; u++)
-            cells[grid->slots[u]] = components[u];
+    const int64_t width = side * block, begin = q * width - strip->offset, end = strip->end, pitch = strip->width;
+    const int inside = begin >= 0 && begin + width * LANES <= end;
+    VEC raw[WIDEST];
+    if (side > 1)
         NAME(transform)(cells, side);
-    }
     for (int64_t i = 0; i < side; i++) {
         NAME(join)(raw, cells + i * side, side, block);
-        for (int64_t h = rows[i].begin; h < rows[i].begin + rows[i].count; h++)
-            for (int64_t t = 0; t < width; t++)
-                NAME(store_columns)(plane + h * grid->width, begin + t * LANES, end, raw[t], stream);
+        float *row = plane + rows[i].begin * pitch;
+        for (int64_t h = 0; h < rows[i].count; h++, row += pitch) {
+            if (inside && stream && (uintptr_t)(row + begin) % sizeof(VEC) == 0)
+                for (int64_t t = 0; t < width; t++)
+                    NAME(stream)(row + begin + t * LANES, raw[t]);
+            else if (inside)
+                for (int64_t t = 0; t < width; t++)
+                    NAME(store)(row + begin + t * LANES, raw[t], LANES);
+            else
+                for (int64_t t = 0; t < width; t++)
+                    NAME(store_columns)(row, begin + t * LANES, end, raw[t]);
+        }
     }
-}
-
-TARGET FE_INLINE int64_t NAME(lanes_left)(const fe_grid *grid, int64_t q) {
-    return grid->patches[1] - q < LANES ? grid->patches[1] - q : LANES;
 }
 
 TARGET FE_INLINE void NAME(pool_plane_of)(const patch_job *job, int64_t image, int64_t channel, int64_t side,
                                           int64_t block) {
     const fe_grid *grid = job->map.grid;
-    int64_t patches = grid->patches[0] * grid->patches[1];
+    const int64_t patch_rows = grid->patches[0];
+    const int means = job->means;
     const float *plane = job->in + (image * grid->channels + channel) * grid->height * grid->width;
-    float *out = job->out + (channel * grid->images + image) * patches;
-    VEC components[MOST_CELLS];
-    for (int64_t p = 0; p < grid->patches[0]; p++, out += grid->patches[1]) {
+    float *out = job->out + (channel * grid->images + image) * patch_rows * grid->patches[1];
+    NAME(strip) strip;
+    NAME(read_strip)(&strip, &job->map);
+    VEC cells[MOST_CELLS];
+    for (int64_t p = 0; p < patch_rows; p++, out += strip.patches) {
         span rows[FE_LARGEST_SIDE];
         int64_t real = blocks_of(rows, grid, 0, p, side);
-        for (int64_t q = 0; q < grid->patches[1]; q += LANES) {
-            NAME(analyse_lanes)(components, plane, grid, rows, real, q, job->means, side, block);
-            for (int64_t u = 0; u < grid->components; u++)
-                NAME(store)(out + u * job->map.component + q, components[u], NAME(lanes_left)(grid, q));
+        for (int64_t q = 0; q < strip.patches; q += LANES) {
+            int64_t n = strip.patches - q < LANES ? strip.patches - q : LANES;
+            NAME(analyse_lanes)(cells, plane, &strip, rows, real, q, means, side, block);
+            for (int64_t u = 0; u < strip.components; u++)
+                NAME(store)(out + u * strip.component + q, cells[side == 1 ? 0 : strip.slots[u]], n);
         }
     }
 }
@@ -167,36 +190,50 @@ TARGET FE_INLINE void NAME(pool_plane_of)(const patch_job *job, int64_t image, i
 TARGET FE_INLINE void NAME(fill_plane_of)(const patch_job *job, int64_t image, int64_t channel, int64_t side,
                                           int64_t block) {
     const fe_grid *grid = job->map.grid;
-    int64_t patches = grid->patches[0] * grid->patches[1];
+    const int64_t patch_rows = grid->patches[0];
+    const int stream = job->stream;
     float *plane = job->out + (image * grid->channels + channel) * grid->height * grid->width;
-    const float *in = job->in + (channel * grid->images + image) * patches;
-    VEC components[MOST_CELLS], scale = NAME(set)(job->scale);
-    for (int64_t p = 0; p < grid->patches[0]; p++, in += grid->patches[1]) {
+    const float *in = job->in + (channel * grid->images + image) * patch_rows * grid->patches[1];
+    NAME(strip) strip;
+    NAME(read_strip)(&strip, &job->map);
+    VEC cells[MOST_CELLS], scale = NAME(set)(job->scale);
+    for (int64_t p = 0; p < patch_rows; p++, in += strip.patches) {
         span rows[FE_LARGEST_SIDE];
         blocks_of(rows, grid, 0, p, side);
         zero_rows(plane, grid->width, grid, p);
         NAME(zero_columns)(plane, &job->map, rows, side);
-        for (int64_t q = 0; q < grid->patches[1]; q += LANES) {
-            for (int64_t u = 0; u < grid->components; u++)
-                components[u] = NAME(multiply)(
-                    scale, NAME(load)(in + u * job->map.component + q, NAME(lanes_left)(grid, q)));
-            NAME(synthesise_lanes)(plane, components, grid, rows, q, side, block, job->stream);
+        for (int64_t q = 0; q < strip.patches; q += LANES) {
+            int64_t n = strip.patches - q < LANES ? strip.patches - q : LANES;
+            for (int64_t i = 0; i < side * side; i++)
+                cells[i] = NAME(set)(0.0f);
+            for (int64_t u = 0; u < strip.components; u++)
+                cells[side == 1 ? 0 : strip.slots[u]] =
+                    NAME(multiply)(scale, NAME(load)(in + u * strip.component + q, n));
+            NAME(synthesise_lanes)(plane, cells, &strip, rows, q, side, block, stream);
         }
     }
-    if (job->stream)
+    if (stream)
         NAME(fence)();
 }
 
 TARGET FE_INLINE void NAME(depthwise_plane_of)(const depthwise_job *job, int64_t image, int64_t channel, float *gram,
                                                int64_t side, int64_t block) {
     const fe_grid *grid = job->grad.grid, *x_grid = job->x.grid;
-    int64_t point = (channel * grid->images + image) * grid->patches[0] * grid->patches[1];
+    const int64_t patch_rows = grid->patches[0], x_block = x_grid->window[1] / side;
+    const int64_t point = (channel * grid->images + image) * patch_rows * grid->patches[1];
+    const int stream = job->stream;
     const float *plane = job->in + (image * grid->channels + channel) * grid->height * grid->width;
+    const float *x_sums = gram ? job->x_sums + point : NULL;
     float *x = job->grad_x ? job->grad_x + (image * grid->channels + channel) * x_grid->height * x_grid->width : NULL;
-    VEC means[MOST_CELLS], sums[MOST_CELLS];
-    for (int64_t u = 0; u < grid->components; u++)
+    NAME(strip) strip, x_strip;
+    NAME(read_strip)(&strip, &job->grad);
+    NAME(read_strip)(&x_strip, &job->x);
+    VEC cells[MOST_CELLS], coefficients[MOST_CELLS], sums[MOST_CELLS], factors[MOST_CELLS];
+    for (int64_t u = 0; u < strip.components; u++) {
         sums[u] = NAME(set)(0.0f);
-    for (int64_t p = 0; p < grid->patches[0]; p++, point += grid->patches[1]) {
+        factors[u] = NAME(set)(x ? job->scale * job->tap_sums[u * grid->channels + channel] : 0.0f);
+    }
+    for (int64_t p = 0; p < patch_rows; p++) {
         span rows[FE_LARGEST_SIDE], x_rows[FE_LARGEST_SIDE];
         int64_t real = blocks_of(rows, grid, 0, p, side);
         blocks_of(x_rows, x_grid, 0, p, side);
@@ -204,28 +241,31 @@ TARGET FE_INLINE void NAME(depthwise_plane_of)(const depthwise_job *job, int64_t
             zero_rows(x, x_grid->width, x_grid, p);
             NAME(zero_columns)(x, &job->x, x_rows, side);
         }
-        for (int64_t q = 0; q < grid->patches[1]; q += LANES) {
-            NAME(analyse_lanes)(means, plane, grid, rows, real, q, 1, side, block);
-            for (int64_t u = 0; gram && u < grid->components; u++)
-                sums[u] = NAME(multiply_add)(means[u],
-                                             NAME(load)(job->x_sums + u * job->grad.component + point + q,
-                                                        NAME(lanes_left)(grid, q)),
-                                             sums[u]);
+        for (int64_t q = 0; q < strip.patches; q += LANES) {
+            int64_t n = strip.patches - q < LANES ? strip.patches - q : LANES;
+            NAME(analyse_lanes)(cells, plane, &strip, rows, real, q, 1, side, block);
+            for (int64_t u = 0; gram && u < strip.components; u++)
+                sums[u] = NAME(multiply_add)(
+                    cells[side == 1 ? 0 : strip.slots[u]],
+                    NAME(load)(x_sums + u * strip.component + p * strip.patches + q, n), sums[u]);
             if (!x)
                 continue;
-            for (int64_t u = 0; u < grid->components; u++)
-                means[u] = NAME(multiply)(
-                    means[u], NAME(set)(job->scale * job->tap_sums[u * grid->channels + channel]));
-            NAME(synthesise_lanes)(x, means, x_grid, x_rows, q, side, x_grid->window[1] / side, job->stream);
+            for (int64_t i = 0; i < side * side; i++)
+                coefficients[i] = NAME(set)(0.0f);
+            for (int64_t u = 0; u < strip.components; u++) {
+                int64_t slot = side == 1 ? 0 : strip.slots[u];
+                coefficients[slot] = NAME(multiply)(cells[slot], factors[u]);
+            }
+            NAME(synthesise_lanes)(x, coefficients, &x_strip, x_rows, q, side, x_block, stream);
         }
     }
-    for (int64_t u = 0; gram && u < grid->components; u++) {
+    for (int64_t u = 0; gram && u < strip.components; u++) {
         float lanes[LANES];
         NAME(store)(lanes, sums[u], LANES);
         for (int64_t l = 0; l < LANES; l++)
             gram[u] += lanes[l];
     }
-    if (job->stream)
+    if (stream)
         NAME(fence)();
 }
 

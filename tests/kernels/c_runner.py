@@ -14,7 +14,7 @@ def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",)) -> Path:
     sources = [
         CEXT / "cpu.c",
         CEXT / "parallel.c",
-        CEXT / family / f"{family}.c",
+        *sorted((CEXT / family).glob("*.c")),
         CEXT / "tests" / f"{family}_test.c",
     ]
     command = [
