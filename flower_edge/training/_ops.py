@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _len_torch_dispatch_stack  # type: ignore[attr-defined]
 
 from flower_edge import kernels
+from flower_edge.kernels._workspace import workspace
 from flower_edge.training._tap_symbols import tap_symbols
 
 if TYPE_CHECKING:
@@ -234,8 +235,8 @@ def _back_through(collapsed: Tensor, means: Tensor, groups: int, channels_last: 
         in_groups = collapsed.reshape(components, groups, channels // groups, inputs)
         return torch.einsum("ugoi,umgo->umgi", in_groups, _grouped(means, groups)).flatten(2)
     if channels_last:
-        return torch.bmm(means, collapsed)
-    return torch.bmm(collapsed.mT, means.mT).mT
+        return _product(means, collapsed)
+    return _product(collapsed.mT, means.mT).mT
 
 
 def _gram(means: Tensor, sums: Tensor, groups: int) -> Tensor:
@@ -243,7 +244,16 @@ def _gram(means: Tensor, sums: Tensor, groups: int) -> Tensor:
     if groups > 1:
         products = torch.einsum("umgo,umgi->ugoi", _grouped(means, groups), _grouped(sums, groups))
         return products.flatten(1, 2)
-    return torch.bmm(means.mT, sums)
+    return _product(means.mT, sums)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    if left.dtype != torch.float32 or left.device.type != "cpu":
+        return torch.bmm(left, right)
+    components, rows, columns = left.shape[0], left.shape[1], right.shape[2]
+    # Fresh memory for the largest of these takes longer to get than to fill.
+    out = workspace().empty((components, rows, columns), (rows * columns, columns, 1))
+    return torch.bmm(left, right, out=out)
 
 
 def _grouped(points: Tensor, groups: int) -> Tensor:
