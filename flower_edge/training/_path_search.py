@@ -71,6 +71,9 @@ def unions(paths: list[int], most: int) -> list[int] | None:
             blocks[-1] += fresh
             total += len(fresh)
         else:
+            if path in blocks[-1]:
+                blocks[-1].remove(path)
+                total -= 1
             blocks.append([path])
             total += 1
         so_far |= path

@@ -37,8 +37,9 @@ def relax(values: Array, weights: Array, free: Mask, slack: Array) -> Relaxed:
     slack : ndarray, shape (m,)
         At least 0.
     """
-    with np.errstate(divide="ignore", over="ignore"):
-        density = values / weights
+    density = np.full(len(values), np.inf)
+    with np.errstate(over="ignore"):
+        np.divide(values, weights, out=density, where=weights > 0)
     order = np.argsort(-density, kind="stable")
     picked = free[:, order]
     # A leading 0 stands for the empty knapsack.
