@@ -193,14 +193,10 @@ def _computes(call: Call) -> bool:
     """Whether a call outside the graph, in a frozen part, computes something that is not mere bookkeeping."""
     read = [v for v in tree_leaves((call.args, call.kwargs)) if isinstance(v, Tensor)]
     known = {value.untyped_storage().data_ptr() for value in read}
-    return (
-        call.grad_enabled
-        and any(value.is_floating_point() for value in read)
-        and any(
-            value.is_floating_point() and value.untyped_storage().data_ptr() not in known
-            for value in tree_leaves(call.result)
-            if isinstance(value, Tensor)
-        )
+    return any(value.is_floating_point() for value in read) and any(
+        value.is_floating_point() and value.untyped_storage().data_ptr() not in known
+        for value in tree_leaves(call.result)
+        if isinstance(value, Tensor)
     )
 
 

@@ -26,6 +26,7 @@ Loss: TypeAlias = Callable[[Any, Any], Tensor]
 LOSS = "loss"
 """Module name of what is called outside the model."""
 
+BOOKKEEPING = ("__get__", "__set__", "_set_grad_enabled")
 ACCUMULATE = "torch::autograd::AccumulateGrad"
 REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
 
@@ -57,8 +58,6 @@ class Call:
         Multiply-accumulates, where they were counted.
     saved : list of Tensor
         What its nodes keep for the backward pass, where that was watched.
-    grad_enabled : bool
-        Whether it could make nodes; what a custom autograd function calls inside cannot.
     function, args, kwargs, result
         The call itself, where it was kept; `function` is None for custom autograd functions.
     output : tuple of (Node, int)
@@ -72,7 +71,6 @@ class Call:
     nodes: list[Node] = field(default_factory=list)
     macs: int = 0
     saved: list[Tensor] = field(default_factory=list)
-    grad_enabled: bool = True
     function: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -102,6 +100,7 @@ class Recorder(TorchFunctionMode):
         self._keep = keep
         self._packed: list[Tensor] = []
         self._handles: list[Any] = []
+        self._macs = 0
         self._last = 0.0
 
     def __torch_function__(
@@ -117,8 +116,14 @@ class Recorder(TorchFunctionMode):
             # Alone among torch's functions it reads parameters in several places: calls of their own.
             with self:
                 return _unguarded(func)(*args, **kwargs)
-        if getattr(func, "__name__", "") in ("__get__", "__set__") or self._last == 0:
+        if self._last == 0 or getattr(func, "__name__", "") in BOOKKEEPING:
             return func(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            # Inside a custom autograd function, say: part of the call that is found next.
+            with self._counting() as macs:
+                result = func(*args, **kwargs)
+            self._macs += macs()
+            return result
         entered = clock()
         self._find_custom((args, kwargs), entered)
         call = Call(func.__name__ if hasattr(func, "__name__") else str(func), self.module)
@@ -193,16 +198,23 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         self._packed = call.saved
         self._check_not_checkpointed()
-        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
+        with self._counting() as macs:
             result = func(*args, **kwargs)
         self._packed = []
-        call.macs = flops.get_total_flops() // 2
-        call.grad_enabled = torch.is_grad_enabled()
+        call.macs = macs()
         call.function, call.args, call.kwargs, call.result = func, args, kwargs, result
         for value in reversed(tree_leaves(result)):
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 call.output = value.grad_fn, value.output_nr
         return result
+
+    @contextmanager
+    def _counting(self) -> Iterator[Callable[[], int]]:
+        if not self._keep:
+            yield lambda: 0
+            return
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
+            yield lambda: flops.get_total_flops() // 2
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -239,6 +251,8 @@ class Recorder(TorchFunctionMode):
 
     def _claim(self, call: Call, nodes: list[Node]) -> None:
         call.nodes = nodes
+        call.macs += self._macs
+        self._macs = 0
         for node in nodes:
             if node.name() == REENTRANT_CHECKPOINT:
                 raise ValueError(
