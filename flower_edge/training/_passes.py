@@ -1,9 +1,9 @@
 """Training steps of a model, cut into calls and timed."""
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flower_edge.training._recorder import Loss, Recorder, clock
 
-PROBES = 200
+PROBES, PROBE_REPEATS = 200, 9
 
 
 @dataclass
@@ -110,10 +110,11 @@ class Step:
 
     def _times(self, recorder: Recorder, begun: float, ended: float) -> Times:
         stamps = recorder.stamps
+        call_seconds, stamp_seconds = _watching_seconds(torch.get_num_threads())
         backward: dict[int, float] = {}
         accumulate: dict[str, float] = {}
         for (node, since), (_, until) in zip(stamps, [*stamps[1:], (None, ended)], strict=True):
-            seconds = max(0.0, until - since - self.stamp_seconds)
+            seconds = max(0.0, until - since - stamp_seconds)
             if node in recorder.accumulators:
                 name = self.parameter_names.get(id(recorder.accumulators[node]), "")
                 accumulate[name] = accumulate.get(name, 0.0) + seconds
@@ -121,33 +122,48 @@ class Step:
                 call = recorder.call_of[node]
                 backward[call] = backward.get(call, 0.0) + seconds
         return Times(
-            forward=[call.forward_seconds for call in recorder.calls],
+            forward=[max(0.0, call.forward_seconds - call_seconds) for call in recorder.calls],
             backward=backward,
             accumulate=accumulate,
             start=max(0.0, stamps[0][1] - begun),
         )
 
-    @cached_property
-    def stamp_seconds(self) -> float:
-        """What one stamp adds to the time between two nodes, measured on nodes that do next to nothing."""
-        return max(0.0, _chain_seconds(stamped=True) - _chain_seconds(stamped=False)) / PROBES
+
+@cache
+def _watching_seconds(threads: int) -> tuple[float, float]:
+    """Return what watching adds to a call and to a node, measured on calls that do next to nothing.
+
+    It depends on the clock, and so on the number of threads.
+    """
+    bare = [_chain(None) for _ in range(PROBE_REPEATS)]
+    watched = [_chain(Recorder({})) for _ in range(PROBE_REPEATS)]
+    call, node = (
+        max(0.0, min(with_it) - min(without)) / PROBES
+        for with_it, without in zip(zip(*watched, strict=True), zip(*bare, strict=True), strict=True)
+    )
+    return call, node
 
 
-def _chain_seconds(*, stamped: bool, repeats: int = 7) -> float:
-    best = float("inf")
-    for _ in range(repeats):
-        recorder = Recorder({})
+def _chain(recorder: Recorder | None) -> tuple[float, float]:
+    """Return the seconds of a forward and of a backward pass as they are counted when they are watched."""
+    value = torch.ones(1, requires_grad=True)
+    begun = clock()
+    if recorder is None:
+        for _ in range(PROBES):
+            value = value.view(1)
+        forward = clock() - begun
+    else:
         with recorder.recording():
-            value = torch.ones(1, requires_grad=True)
             for _ in range(PROBES):
                 value = value.view(1)
-        if stamped:
-            recorder.stamp_nodes()
-        begun = clock()
-        torch.autograd.backward(value)
-        best = min(best, clock() - begun)
+        forward = sum(call.forward_seconds for call in recorder.calls)
+        recorder.stamp_nodes()
+    begun = clock()
+    torch.autograd.backward(value)
+    backward = clock() - begun
+    if recorder is not None:
         recorder.release()
-    return best
+    return forward, backward
 
 
 def least(times: list[Times]) -> Times:
@@ -166,8 +182,3 @@ def _least(steps: Any) -> dict[Any, float]:
         for key, seconds in step.items():
             least[key] = min(seconds, least.get(key, seconds))
     return least
-
-
-def total_seconds(values: Mapping[Any, float]) -> float:
-    """Sum the values of a mapping."""
-    return sum(values.values())
