@@ -11,6 +11,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from flower_edge.training import _profile_json
+from flower_edge.training._operations import Operations
+from flower_edge.training._passes import Step
+from flower_edge.training._recorder import Recorder
 from flower_edge.training.memory import saved_bytes
 from flower_edge.training.profile import Profile, ProfiledOperation, profile
 
@@ -432,6 +435,33 @@ def test_progress_is_told() -> None:
 
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert told[-1][1] <= told[-1][2]
+
+
+def recorded(model: nn.Module, inputs: Tensor = IMAGES) -> Operations:
+    step = Step(model, (inputs, CLASSES), functional.cross_entropy)
+    recorder = Recorder(step.module_names, keep=True)
+    with recorder.watching(), recorder.recording():
+        step.forward()
+    return Operations(recorder, step.parameter_names)
+
+
+def test_each_tensor_is_trained_in_one_half_of_the_steps() -> None:
+    model = Residual()
+    operations = recorded(model)
+
+    halves = operations.halves()
+
+    assert operations.sources() == {"stem.weight"} == halves[0] & halves[1]
+    assert halves[0] | halves[1] == {name for name, _ in model.named_parameters()}
+    assert all(len(half) > 4 for half in halves)
+    for draft in operations.drafts:
+        assert any(half.issuperset(draft.tensors) for half in halves), draft.name
+
+
+def test_a_tensor_that_is_a_source_and_read_again_is_trained_in_both() -> None:
+    halves = recorded(Tied(), TOKENS).halves()
+
+    assert all("embedding.weight" in half for half in halves)
 
 
 @pytest.fixture(scope="module")
