@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _ENOUGH_SECONDS = 0.1
 _MOST_REPEATS = 7
+# The first touches fresh memory, which later steps do not.
+_LEAST_REPEATS = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def measured(x: Tensor, weight: Tensor, conv: "ConvFilter") -> Measurement | Non
         *(torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
     )
     if key not in _known:
-        if type(x) not in (Tensor, torch.nn.Parameter):
+        if type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta:
             return None
         _known[key] = _measure(x, weight, conv)
     return _known[key]
@@ -88,7 +90,7 @@ def _measure(x: Tensor, weight: Tensor, conv: "ConvFilter") -> Measurement:
 
         times: list[tuple[float, float]] = []
         spent = 0.0
-        while not times or (spent < _ENOUGH_SECONDS and len(times) < _MOST_REPEATS):
+        while len(times) < _LEAST_REPEATS or (spent < _ENOUGH_SECONDS and len(times) < _MOST_REPEATS):
             times.append((_seconds(exact, x.device), _seconds(filtered, x.device)))
             spent += sum(times[-1])
     return Measurement(*(min(repeats) for repeats in zip(*times, strict=True)))

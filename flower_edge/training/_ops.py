@@ -104,6 +104,11 @@ def is_channels_last(x: Tensor) -> bool:
     return strides[1] == 1 and max(strides[2:]) > 1
 
 
+def autocast_enabled(device: str) -> bool:
+    """Tell whether autocast is on, also for devices that have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _is_eager(x: Tensor) -> bool:
     """Tell whether no tracer listens: then the code itself is called, without the dispatcher's overhead."""
     return not torch.compiler.is_compiling() and type(x) is Tensor and not _len_torch_dispatch_stack()
@@ -111,7 +116,7 @@ def _is_eager(x: Tensor) -> bool:
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:
     """Keep products in the dtype of their operands, where the backward pass is called inside autocast."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if autocast_enabled(device) else nullcontext()
 
 
 def _patches(y_shape: Sequence[int], patch_size: int) -> list[int]:

@@ -60,6 +60,6 @@ def tap_symbols(
 
 def _shifted_cells(taps: int, stride: int, dilation: int, patch_size: int) -> Tensor:
     """Give the cell of the patch that each tap reads for each cell of the output; shape (taps, cells)."""
-    displacement = dilation * torch.arange(taps) - dilation * (taps - 1) // 2
-    cells = stride * torch.arange(patch_size)
+    displacement = dilation * torch.arange(taps, device="cpu") - dilation * (taps - 1) // 2
+    cells = stride * torch.arange(patch_size, device="cpu")
     return (cells + displacement[:, None]) % (stride * patch_size) // stride

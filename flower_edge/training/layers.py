@@ -6,6 +6,7 @@ from torch.nn.functional import pad
 
 from flower_edge.training._choice import Measurement, measured
 from flower_edge.training._filtered_conv import ConvFilter, PatchFilter, filtered_conv2d
+from flower_edge.training._ops import autocast_enabled
 from flower_edge.training.rule import Rule
 
 
@@ -43,15 +44,19 @@ class EdgeConv2d(nn.Conv2d):
 
     def _filtered(self, x: Tensor, way: PatchFilter) -> Tensor:
         weight, bias = self.weight, self.bias
-        device = x.device.type
-        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
+        if autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         padding, uneven = resolved_padding(self)
         if any(uneven):
             x = pad(x, (0, uneven[1], 0, uneven[0]))
         conv = ConvFilter(self.stride, padding, self.dilation, self.groups, way.patch_size, way.components)
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "gradient filtering does not work under the transforms of torch.func (grad, vmap, ...); "
+                "call flower_edge.training.restore_(model) or model.eval() for exact gradients"
+            )
         if way.measured and not torch.compiler.is_compiling():
             self.measurement = measured(x, weight, conv)
         if self.measurement is not None and way.measured and self.measurement.exact_is_faster:

@@ -94,10 +94,7 @@ def _decision(layer: EdgeConv2d, way: object, known: Measurement | None) -> tupl
         return "exact", "no method sets its gradients"
     if not layer.training:
         return "exact", "in eval mode"
-    if not any(parameter.requires_grad for parameter in layer.parameters()):
-        frozen = ", frozen: only the gradient of its input is formed"
-    else:
-        frozen = ""
+    frozen = "" if layer.weight.requires_grad else "; its weight is frozen"
     if not way.measured:
         return "filtered", f'{way}, fallback="never"{frozen}'
     if known is None:

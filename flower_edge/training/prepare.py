@@ -78,14 +78,21 @@ def restore_(model: _Model) -> _Model:
     ------
     TypeError
         If `model` is not a module.
+    ValueError
+        If a layer has changed its class since, by a parametrization for example; then nothing is changed.
     """
     _check_module(model)
-    for layer in model.modules():
-        original = getattr(type(layer), "original", None)
-        if original is not None and "rule" in vars(layer):
-            layer.__class__ = original
-            for attribute in ("rule", "measurement"):
-                vars(layer).pop(attribute, None)
+    prepared = [(name, layer) for name, layer in model.named_modules() if "rule" in vars(layer)]
+    for name, layer in prepared:
+        if "original" not in vars(type(layer)):
+            raise ValueError(
+                f"layer {name!r} became a {type(layer).__name__} after prepare_, so its own class is not "
+                "known; undo that first, for example with torch.nn.utils.parametrize.remove_parametrizations"
+            )
+    for _, layer in prepared:
+        layer.__class__ = vars(type(layer))["original"]
+        for attribute in ("rule", "measurement"):
+            vars(layer).pop(attribute, None)
     return model
 
 

@@ -84,6 +84,7 @@ def test_last_wants_a_number_of_layers(count, error) -> None:
         last(count)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("kernel", [1, 2, 3, (4, 5)])
 @pytest.mark.parametrize("dilation", [1, 2, 3])
@@ -299,9 +300,46 @@ def test_explain() -> None:
     net[2].requires_grad_(False)
     whys = [layer.why for layer in explain(net).layers]
     assert 'fallback="never"' in whys[0]
-    assert whys[1].endswith("frozen: only the gradient of its input is formed")
+    assert [why.endswith("; its weight is frozen") for why in whys] == [False, True, False]
     with pytest.raises(TypeError, match="model is a int"):
         explain(3)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+@pytest.mark.parametrize("method", [NEVER, GradientFilter(where=last(9))])
+def test_transforms_of_functions_are_refused(transform, method) -> None:
+    net, x = prepare_(model(), method), batch()
+    parameters = dict(net.named_parameters())
+
+    def loss(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(net, values, (x,)).sum()
+
+    with pytest.raises(RuntimeError, match=r"transforms of torch.func.*restore_"):
+        torch.func.grad(loss)(parameters) if transform == "grad" else torch.func.vmap(net)(x[:, None])
+    net.eval()
+    exact = torch.func.grad(loss)(parameters)
+    assert exact.keys() == parameters.keys()
+
+
+def test_shapes_without_data() -> None:
+    net = prepare_(model().to("meta"), GradientFilter(where=last(9)))
+
+    net(batch().to("meta")).sum().backward()
+
+    assert all(parameter.grad.is_meta for parameter in net.parameters())
+    assert all(layer.exact_seconds is None for layer in explain(net).layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype) -> None:
+    net = prepare_(model(), NEVER)
+    expected = step(net, batch())
+
+    found = step(net.to(dtype), batch().to(dtype))
+
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == dtype
+        assert float((mine.float() - theirs).norm()) < 0.05 * float(theirs.norm())
 
 
 def test_training_learns() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from flower_edge.training import (
     EdgeConv2d,
@@ -258,6 +259,19 @@ def test_copies_train_alike(how, where) -> None:
         torch.testing.assert_close(mine, theirs)
     restore_(other)
     assert prepared_names(model)
+
+
+def test_a_layer_that_changed_its_class_later_is_not_restored() -> None:
+    model = prepare_(small_model(), GradientFilter(where=last(2)))
+    weight_norm(model[5])
+    gradients(model)
+
+    with pytest.raises(ValueError, match=r"layer '5' became a ParametrizedEdgeConv2d.*remove_param"):
+        restore_(model)
+    assert prepared_names(model) == ["3.1", "5"]
+
+    remove_parametrizations(model[5], "weight")
+    assert not prepared_names(restore_(model))
 
 
 def test_weights_move_between_prepared_and_plain_models() -> None:

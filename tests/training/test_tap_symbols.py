@@ -41,6 +41,11 @@ def test_of_patches_of_2x2_cells_are_signs() -> None:
     assert torch.equal(both, torch.outer(alternating, alternating))
 
 
+def test_default_device_does_not_matter() -> None:
+    with torch.device("meta"):
+        assert tap_symbols((3, 3), (1, 1), (1, 1), 2, 4).device.type == "cpu"
+
+
 def test_without_a_basis() -> None:
     with pytest.raises(ValueError, match="components is 5"):
         tap_symbols((3, 3), (1, 1), (1, 1), 2, 5)
