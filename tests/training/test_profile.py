@@ -453,7 +453,8 @@ def test_each_tensor_is_trained_in_one_half_of_the_steps() -> None:
 
     assert operations.sources() == {"stem.weight"} == halves[0] & halves[1]
     assert halves[0] | halves[1] == {name for name, _ in model.named_parameters()}
-    assert all(len(half) > 4 for half in halves)
+    assert halves[0] - halves[1]
+    assert halves[1] - halves[0]
     for draft in operations.drafts:
         assert any(half.issuperset(draft.tensors) for half in halves), draft.name
 
