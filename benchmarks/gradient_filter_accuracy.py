@@ -43,19 +43,23 @@ ALL = 0
 
 @dataclass(frozen=True)
 class Method:
-    """Exact gradients without components, else filtered ones."""
+    """Filtered gradients, or one of the two methods without components."""
 
-    patch_size: int = 1
-    components: int = 0
+    patch_size: int
+    components: int
 
     def __str__(self) -> str:
-        return f"r = {self.patch_size}, k = {self.components}" if self.components else "exact"
+        names = {EXACT: "exact", FROZEN: "convolutions frozen"}
+        return names.get(self, f"r = {self.patch_size}, k = {self.components}")
 
 
-EXACT = Method()
+EXACT = Method(1, 0)
+FROZEN = Method(0, 0)
+"""Trains normalisation and head alone: what the convolutions' gradients are worth is seen against it."""
+
 CURVES = (*(Method(2, k) for k in (1, 2, 4)), *(Method(4, k) for k in (1, 2, 4, 8)))
 PAPER = Method(2, 1)
-DEFAULT = Method(2, 4)
+DEFAULT = Method(4, 4)
 CLAIMED = ("resnet20", 1, 4)
 
 
@@ -87,8 +91,8 @@ def cases(quick: bool) -> list[Case]:
 def methods_of(case: Case) -> tuple[Method, ...]:
     """Return what is compared: all of it for one network, elsewhere the paper's method and the default."""
     if (case.network, case.nodes) == ("resnet20", 1) and case.layers in (4, ALL):
-        return EXACT, *CURVES
-    return EXACT, PAPER, DEFAULT
+        return EXACT, FROZEN, *CURVES
+    return EXACT, FROZEN, PAPER, DEFAULT
 
 
 def budget_of(case: Case, quick: bool) -> Budget:
@@ -104,10 +108,18 @@ def change(method: Method, layers: int, measured: bool = False) -> Callable[[nn.
     """Return what a method does to a network."""
     if method == EXACT:
         return lambda model: model
+    if method == FROZEN:
+        return lambda model: _freeze(model, layers)
     where = all_but_stem if layers == ALL else last(layers)
     fallback: Literal["measured", "never"] = "measured" if measured else "never"
     part = GradientFilter(method.patch_size, method.components, where, fallback)
     return lambda model: prepare_(model, part)
+
+
+def _freeze(model: nn.Module, layers: int) -> None:
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in convolutions[1:] if layers == ALL else convolutions[-layers:]:
+        layer.weight.requires_grad_(False)
 
 
 @cache
@@ -123,7 +135,7 @@ def kept_at(case: Case, method: Method, budget: Budget) -> Path:
     ends and found again by everything that decides its outcome. Remove the folder to run all anew.
     """
     checkpoint = hashlib.sha256((CHECKPOINTS / f"{case.network}.safetensors").read_bytes()).hexdigest()
-    symbols = tap_symbols((3, 3), (1, 1), (1, 1), method.patch_size, method.components or 1).tolist()
+    symbols = tap_symbols((3, 3), (1, 1), (1, 1), method.patch_size or 1, method.components or 1).tolist()
     decides = [PROTOCOL, checkpoint, symbols, asdict(case), asdict(method), asdict(budget)]
     name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
     return cache_folder() / "gradient_filter_accuracy" / f"{name}.json"
@@ -221,7 +233,7 @@ def fill(bench: Benchmark, folder: Path) -> list[dict[str, Any]]:
     for group in groups(bench.quick):
         for method in methods_of(group[0]):
             outcome = found(group, method, bench.quick)
-            cost = None if method == EXACT else costs(group[0], method, folder)
+            cost = None if method.components == 0 else costs(group[0], method, folder)
             bench.row(
                 network=group[0].network,
                 nodes=group[0].nodes,
@@ -287,17 +299,21 @@ def main(bench: Benchmark) -> None:
         bench.at_least("accuracy of the default after a short run, %", rows[-1]["accuracy"], 4 * chance)
         return
     network, nodes, layers = CLAIMED
-    row = next(
-        row
-        for row in rows
-        if (row["network"], row["nodes"], row["layers"], row["method"])
-        == (network, nodes, f"last {layers}", str(DEFAULT))
+    exact, frozen, default = (
+        next(
+            row
+            for row in rows
+            if (row["network"], row["nodes"], row["layers"], row["method"])
+            == (network, nodes, f"last {layers}", str(method))
+        )
+        for method in (EXACT, FROZEN, DEFAULT)
     )
     text = f"{network}, last {layers} layers, {DEFAULT}"
-    bench.at_most(f"points of accuracy lost against exact gradients: {text}", row["lost"], 0.5)
+    kept = (default["accuracy"] - frozen["accuracy"]) / (exact["accuracy"] - frozen["accuracy"])
+    bench.at_least(f"share kept of the accuracy that training these layers gains: {text}", kept, 0.75)
     bench.at_least(
         f"times less backward time in the filtered layers, measured: {text}",
-        row["backward_faster_measured"],
+        default["backward_faster_measured"],
         5.0,
     )
 

@@ -15,6 +15,7 @@ from benchmarks.gradient_filter_accuracy import (
     CURVES,
     DEFAULT,
     EXACT,
+    FROZEN,
     NODES,
     PAPER,
     SEEDS,
@@ -77,7 +78,7 @@ def test_every_case_has_its_seeds_and_an_exact_run() -> None:
     for group in every:
         assert [case.seed for case in group] == list(range(SEEDS))
         assert len({(case.network, case.nodes, case.layers) for case in group}) == 1
-        assert {EXACT, PAPER, DEFAULT} <= set(methods_of(group[0]))
+        assert {EXACT, FROZEN, PAPER, DEFAULT} <= set(methods_of(group[0]))
     assert CLAIMED in {(c.network, c.nodes, c.layers) for group in every for c in group}
     assert {(n, m) for n in (1, NODES) for m in ("resnet20", "mobilenet_v2")} == {
         (group[0].nodes, group[0].network) for group in every
@@ -140,6 +141,9 @@ def test_methods_filter_what_the_case_says(layers: int, filtered: int) -> None:
     exact = resnet20(10)
     change(EXACT, layers)(exact)
     assert {type(layer) for layer in exact.modules() if isinstance(layer, nn.Conv2d)} == {nn.Conv2d}
+    frozen = resnet20(10)
+    change(FROZEN, layers)(frozen)
+    assert sum(not parameter.requires_grad for parameter in frozen.parameters()) == filtered
 
 
 def test_the_plan_is_for_the_nodes_of_the_gossip() -> None:
