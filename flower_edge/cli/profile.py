@@ -71,7 +71,7 @@ def profile(
             made = _model(model)
             _check_runs(made, model, sizes, tokens)
             trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
-            with progress_bar() as progress:
+            with progress_bar("first step") as progress:
                 measured = profiled(
                     made,
                     (_inputs(sizes, tokens), None),

@@ -14,6 +14,9 @@ from flower_edge.cli.screen import printable, say
 if TYPE_CHECKING:
     from flower_edge.training.profile import Profile, ProfiledOperation
 
+WIDE = 130
+"""Columns for the whole table with the names of a deep model."""
+
 
 def print_profile(console: Console, measured: "Profile") -> None:
     """Print what was measured where, the table of operations and the tree of modules."""
@@ -32,36 +35,41 @@ def print_profile(console: Console, measured: "Profile") -> None:
         f"the backward pass: {_size(full.saved_bytes)}; gradients and optimizer state: "
         f"{_size(full.state_bytes)} (counted).",
     )
-    console.print(_table(measured))
+    console.print(_table(measured, wide=console.width >= WIDE))
     console.print(_tree(measured))
 
 
-def _table(measured: "Profile") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+def _table(measured: "Profile", *, wide: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption_justify="left")
     table.add_column("operation", overflow="fold")
-    for heading in (
-        *("reads", "forward\nms", "grad input\nms", "shared\nms", "grad weight\nms", "backward\nshare"),
-        *("kept for\ninput", "kept for\nweights", "kept for\nboth", "MMAC"),
-    ):
+    headings = ["forward\nms", "grad input\nms", "shared\nms", "grad weight\nms", "backward\nshare"]
+    if wide:
+        headings += ["reads", "kept for\ninput", "kept for\nweights", "kept for\nboth", "MMAC"]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    total = math.fsum(operation.backward_seconds for operation in measured.operations)
+    total = math.fsum(operation.backward_seconds for operation in measured.operations) or 1.0
     for index, operation in enumerate(measured.operations):
-        row = (
+        row = [
             f"{index} {operation.name}",
-            " ".join(map(str, operation.inputs)),
             _ms(operation.forward_seconds),
             _ms(operation.grad_input_seconds),
             _ms(operation.shared_seconds),
             _ms(math.fsum(use.grad_weight_seconds for use in operation.tensors)),
-            f"{operation.backward_seconds / total:.1%}" if total else "",
+            f"{operation.backward_seconds / total:.1%}",
+            " ".join(map(str, operation.inputs)),
             *map(_size, _kept(measured, operation)),
             f"{operation.macs / 1e6:.1f}" if operation.macs else "",
+        ]
+        table.add_row(*(Text(printable(cell)) for cell in row[: len(headings) + 1]))
+    caption = "shared: what both kinds of gradient need."
+    if wide:
+        caption += (
+            " reads: the operations that it sends gradients to.\n"
+            "kept: activations for the backward pass; several operations may keep the same one."
         )
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    table.caption = Text(
-        "reads: the operations that it sends gradients to. shared: what both kinds of gradient need.\n"
-        "kept: activations for the backward pass; several operations may keep the same one."
-    )
+    else:
+        caption += f" A terminal of {WIDE} columns shows bytes and the graph, too."
+    table.caption = Text(caption)
     return table
 
 

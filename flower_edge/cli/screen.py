@@ -42,8 +42,8 @@ def complain(text: str) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show on stderr how far a long solve is; yields the callback for it, None where no terminal is there."""
+def progress_bar(what: str = "looking for plans") -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show on stderr how far long work is; yields the callback for it, None where no terminal is there."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
@@ -56,9 +56,9 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("looking for plans", total=None)
+        task = progress.add_task(what, total=None)
 
-        def advance(what: str, done: int, total: int) -> None:
-            progress.update(task, description=f"done: {what}", completed=done, total=total)
+        def advance(step: str, done: int, total: int) -> None:
+            progress.update(task, description=f"done: {step}", completed=done, total=total)
 
         yield advance
