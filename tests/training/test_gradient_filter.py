@@ -213,7 +213,7 @@ def test_autocast(layout) -> None:
 
 
 def test_backward_inside_autocast_keeps_float32() -> None:
-    net, x = prepare_(model(), NEVER), batch()
+    net, x = prepare_(nn.Sequential(model(), nn.Conv2d(4, 6, 3, groups=2)), NEVER), batch()
     expected = step(net, x)
     net.zero_grad()
     loss = net(x).square().mean()
