@@ -18,6 +18,9 @@ _Signs: TypeAlias = npt.NDArray[np.int64]
 LARGEST_BASIS = 16
 """Cells along a side of the largest patch that can have more than one component."""
 
+# Cells along an axis, far from any overflow of 64 bits.
+_FARTHEST = 1 << 40
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -96,6 +99,12 @@ def grid(
     for name, values in (("patch_size", window), ("patches", patches), ("upsampling", upsampling)):
         if min(values) < 1:
             raise ValueError(f"{name} is {values}, expected positive numbers")
+    for axis in range(2):
+        if patches[axis] * window[axis] + abs(offset[axis]) >= _FARTHEST:
+            raise ValueError(
+                f"{patches[axis]} windows of {window[axis]} cells with offset {offset[axis]} "
+                "would overflow an address"
+            )
     if components < 1:
         raise ValueError(f"components is {components}, expected at least 1")
     images, channels, height, width = map(int, shape)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CEXT = Path(__file__).parents[2] / "cext"
+FAMILIES = sorted(path.name.removesuffix("_test.c") for path in (CEXT / "tests").glob("*_test.c"))
 
 
 def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",)) -> Path:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from c_runner import build, run
+from c_runner import FAMILIES, build, run
 
 COMPILER = "aarch64-linux-gnu-gcc"
 EMULATOR = "qemu-aarch64-static"
@@ -19,23 +19,23 @@ pytestmark = pytest.mark.skipif(
 CORES = ["cortex-a53", "cortex-a72", "cortex-a76", "max"]
 
 
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=FAMILIES)
+def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = [COMPILER, "-static", "-march=armv8-a"]
-    return build("mix", tmp_path_factory.mktemp("arm"), compiler)
+    return build(request.param, tmp_path_factory.mktemp("arm"), compiler)
 
 
 @pytest.mark.parametrize("core", CORES)
 def test_neon_is_dispatched_and_right(runner: Path, core: str) -> None:
     done = run(runner, [EMULATOR, "-cpu", core])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "mix: neon" in done.stdout.splitlines()
+    assert f"{runner.name.removesuffix('_test')}: neon" in done.stdout.splitlines()
 
 
 def test_serial_can_be_forced(runner: Path) -> None:
     done = run(runner, [EMULATOR, "-cpu", "cortex-a53"], isa="serial")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "mix: serial" in done.stdout.splitlines()
+    assert f"{runner.name.removesuffix('_test')}: serial" in done.stdout.splitlines()
 
 
 def test_an_instruction_set_of_another_architecture_is_refused(runner: Path) -> None:

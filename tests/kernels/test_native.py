@@ -4,27 +4,34 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from c_runner import build, run
+from c_runner import FAMILIES, build, run
 
 from flower_edge import kernels
 
 
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("mix", tmp_path_factory.mktemp("native"))
+@pytest.fixture(scope="module", params=FAMILIES)
+def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(request.param, tmp_path_factory.mktemp("native"))
+
+
+def versions(output: str) -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in output.splitlines() if ": " in line)
 
 
 def test_the_best_version_is_dispatched_and_all_are_right(runner: Path) -> None:
     done = run(runner)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"mix: {kernels.available_isas()[-1]}" in done.stdout.splitlines()
+    family = runner.name.removesuffix("_test")
+    assert versions(done.stdout)[family] == kernels.explain().versions[family]
 
 
 def test_every_instruction_set_can_be_forced(runner: Path) -> None:
+    family = runner.name.removesuffix("_test")
     for isa in kernels.available_isas():
         done = run(runner, isa=isa)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert f"mix: {isa}" in done.stdout.splitlines()
+        with kernels.use_isa(isa):
+            assert versions(done.stdout)[family] == kernels.explain().versions[family]
 
 
 def test_an_unknown_instruction_set_is_refused(runner: Path) -> None:
@@ -33,10 +40,11 @@ def test_an_unknown_instruction_set_is_refused(runner: Path) -> None:
     assert "unknown instruction set 'sse9': this CPU offers serial" in done.stderr
 
 
-def test_memory_is_respected(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_is_respected(family: str, tmp_path: Path) -> None:
     sanitize = ["gcc", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     try:
-        program = build("mix", tmp_path, sanitize)
+        program = build(family, tmp_path, sanitize)
     except subprocess.CalledProcessError:
         pytest.skip("gcc has no sanitizers here (package libasan, libubsan)")
     done = run(program)
