@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+from flower_edge.clients import local_training
+from flower_edge.clients.local_training import Batches, BatchFunction
+from flower_edge.training import Method, prepare_
+
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
-BatchFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Methods: TypeAlias = Sequence[Method] | Callable[[Context], Sequence[Method]]
 Handler: TypeAlias = Callable[[Message, Context], Message]
 Mod: TypeAlias = Callable[[Message, Context, Handler], Message]
 
@@ -37,6 +40,7 @@ def edge_client_app(
     *,
     optimizer: MakeOptimizer = sgd,
     metrics: Mapping[str, BatchFunction] | None = None,
+    methods: Methods = (),
     mods: list[Mod] | None = None,
 ) -> ClientApp:
     """Build a ClientApp that trains and evaluates a torch model.
@@ -62,6 +66,11 @@ def edge_client_app(
     metrics : mapping of str to callable (default: {"accuracy": accuracy})
         Evaluation metrics by name, each ``(outputs, targets) -> Tensor``, the mean over a batch. ``{}`` for
         none.
+    methods : sequence of Method, or callable (default: none)
+        How the model trains cheaply, for example ``[flower_edge.training.GradientFilter()]``. They are put
+        on the model by `flower_edge.training.prepare_` for training alone; what is sent back has the same
+        names and shapes as without them, so that nodes with different methods can mix. A callable
+        ``(context) -> sequence`` chooses by node or run config.
     mods : list of callable, optional
         Flower's client mods.
 
@@ -71,18 +80,44 @@ def edge_client_app(
         Reads ``lr`` from the message's config (else ``learning-rate`` from the run config), and from the
         run config ``local-epochs`` (default 1) and ``seed`` (default 0). With ``lr-decay-rounds`` in the
         message's config the rate falls to zero over so many rounds, along half a cosine: nodes that
-        exchange rarely need that to agree in the end. Training replies have the metrics
-        ``train_loss`` and ``num-examples``, evaluation replies ``eval_loss``, `metrics` and
-        ``num-examples``.
+        exchange rarely need that to agree in the end.
+
+        Training replies have the metrics ``train_loss``, ``num-examples``, and, with any methods or none,
+        what a step costs this node: ``step_time`` (*measured*: seconds, the median over the round's steps,
+        without loading of data), ``backward_share`` (*measured*: the share of it that the backward pass
+        takes, from 0 to 1) and ``saved_bytes`` (*counted*: what is held for the backward pass of the
+        round's first batch; counting takes two forward passes a round). Strategies report their mean over
+        the nodes; for the slowest node, too, give the strategy
+        ``train_metrics_aggr_fn=flower_edge.strategies.metrics.mean_min_max``.
+
+        Evaluation replies have ``eval_loss``, `metrics` and ``num-examples``.
+
+    Raises
+    ------
+    TypeError
+        If `methods` is neither a sequence nor a callable.
+
+    Notes
+    -----
+    A method that measures, as ``GradientFilter(fallback="measured")`` does, may decide otherwise on another
+    machine or in another run; with ``fallback="never"`` two runs train identical models.
 
     Examples
     --------
     >>> app = edge_client_app(Net, load_data, torch.nn.functional.cross_entropy)
+
+    Boards that have less than a gigabyte filter gradients, the others do not:
+
+    >>> def methods(context):
+    ...     return [GradientFilter()] if context.node_config["memory-mb"] < 1024 else []
+    >>> app = edge_client_app(Net, load_data, torch.nn.functional.cross_entropy, methods=methods)
     """
     metrics = {"accuracy": accuracy} if metrics is None else metrics
+    if not callable(methods) or isinstance(methods, type):
+        _check_methods(methods)
     app = ClientApp(mods=mods)
 
-    def prepare(message: Message, context: Context) -> tuple[nn.Module, torch.device, Batches, Batches]:
+    def load(message: Message, context: Context) -> tuple[nn.Module, torch.device, Batches, Batches]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Twice seeded: what `data` draws (a split, say) is the node's and stays the same in every round;
         # what follows is the round's.
@@ -95,24 +130,22 @@ def edge_client_app(
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        net, device, batches, _ = prepare(message, context)
+        chosen = methods(context) if callable(methods) else methods
+        _check_methods(chosen)
+        net, device, batches, _ = load(message, context)
+        if chosen:
+            prepare_(net, *chosen)
         epochs = int(context.run_config.get("local-epochs", 1))
         steps = optimizer(net.parameters(), _learning_rate(message, context) * _decay(message))
-        train_loss, examples = _train(net, batches, loss, steps, epochs, device)
-        content = RecordDict(
-            {
-                "arrays": ArrayRecord(net.state_dict()),
-                "metrics": MetricRecord({"train_loss": train_loss, "num-examples": examples}),
-            }
-        )
+        report = local_training.train(net, batches, loss, steps, epochs, device)
+        content = RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": report})
         return Message(content, reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        net, device, _, batches = prepare(message, context)
-        means, examples = _evaluate(net, batches, {"eval_loss": loss, **metrics}, device)
-        content = RecordDict({"metrics": MetricRecord({**means, "num-examples": examples})})
-        return Message(content, reply_to=message)
+        net, device, _, batches = load(message, context)
+        report = local_training.evaluate(net, batches, {"eval_loss": loss, **metrics}, device)
+        return Message(RecordDict({"metrics": report}), reply_to=message)
 
     @app.query("gossip")
     def query(message: Message, context: Context) -> Message:
@@ -123,45 +156,12 @@ def edge_client_app(
     return app
 
 
-def _train(
-    net: nn.Module,
-    batches: Batches,
-    loss: BatchFunction,
-    optimizer: torch.optim.Optimizer,
-    epochs: int,
-    device: torch.device,
-) -> tuple[float, int]:
-    """Train in place; return the mean loss over all examples seen, and the examples of one epoch."""
-    net.train()
-    total, seen = torch.zeros((), dtype=torch.float64), 0
-    for _ in range(epochs):
-        for inputs, targets in batches:
-            optimizer.zero_grad()
-            value = loss(net(inputs.to(device)), targets.to(device))
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total += value.detach().cpu() * len(targets)
-            seen += len(targets)
-    if seen == 0:
-        raise ValueError(f"no training examples in {epochs} epochs; check `data` and 'local-epochs'")
-    return float(total) / seen, seen // epochs
-
-
-def _evaluate(
-    net: nn.Module, batches: Batches, functions: Mapping[str, BatchFunction], device: torch.device
-) -> tuple[dict[str, float], int]:
-    """Return the mean of each function over all examples, and their number."""
-    net.eval()
-    totals, seen = dict.fromkeys(functions, 0.0), 0
-    with torch.inference_mode():
-        for inputs, targets in batches:
-            outputs, targets = net(inputs.to(device)), targets.to(device)
-            for name, function in functions.items():
-                totals[name] += float(function(outputs, targets)) * len(targets)
-            seen += len(targets)
-    if seen == 0:
-        raise ValueError("no test examples; check `data`")
-    return {name: total / seen for name, total in totals.items()}, seen
+def _check_methods(methods: object) -> None:
+    if isinstance(methods, str) or not isinstance(methods, Sequence):
+        raise TypeError(
+            f"methods is {methods!r:.200}; expected a sequence such as [GradientFilter()], or a "
+            "callable that takes the context and returns one"
+        )
 
 
 def _seed(context: Context, stream: int) -> None:

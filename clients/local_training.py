@@ -1,0 +1,141 @@
+"""What a node does with its own examples: one round of training, or one evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median
+from typing import TypeAlias
+
+import torch
+from flwr.app import MetricRecord
+from torch import Tensor, nn
+
+from flower_edge.training.memory import saved_bytes
+
+Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+BatchFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def train(
+    net: nn.Module,
+    batches: Batches,
+    loss: BatchFunction,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    device: torch.device,
+) -> MetricRecord:
+    """Train a model in place.
+
+    Parameters
+    ----------
+    net : Module
+        On `device`.
+    batches : iterable of (Tensor, Tensor)
+        Inputs and targets; iterated once an epoch.
+    loss : callable
+        ``(outputs, targets) -> Tensor``, the mean loss of a batch.
+    optimizer : Optimizer
+        Holds the parameters of `net`.
+    epochs : int
+        Passes over the batches.
+    device : torch.device
+        Where to compute.
+
+    Returns
+    -------
+    MetricRecord
+        ``train_loss``
+            Mean over all examples seen.
+        ``num-examples``
+            Examples of one epoch.
+        ``step_time``
+            *Measured*: seconds of a step, the median; without the loading of its batch.
+        ``backward_share``
+            *Measured*: share of a step's time that its backward pass takes, from 0 to 1, the median.
+        ``saved_bytes``
+            *Counted*: bytes that are held for the backward pass of the first batch. Takes two forward passes.
+
+    Raises
+    ------
+    ValueError
+        If there are no batches.
+    """
+    net.train()
+    total, seen, saved = torch.zeros((), dtype=torch.float64), 0, 0
+    step_times: list[float] = []
+    backward_shares: list[float] = []
+    for _ in range(epochs):
+        for inputs, targets in batches:
+            if not step_times:
+                # Before the first step, so that what layers try out on first use is in no step's time.
+                saved = saved_bytes(net, (inputs.to(device), targets.to(device)), loss).total
+            begin = _clock(device)
+            optimizer.zero_grad()
+            value = loss(net(inputs.to(device)), targets.to(device))
+            backward_begin = _clock(device)
+            value.backward()  # type: ignore[no-untyped-call]
+            backward_end = _clock(device)
+            optimizer.step()
+            step_times.append(_clock(device) - begin)
+            backward_shares.append((backward_end - backward_begin) / step_times[-1])
+            total += value.detach().cpu() * len(targets)
+            seen += len(targets)
+    if seen == 0:
+        raise ValueError(f"no training examples in {epochs} epochs; check `data` and 'local-epochs'")
+    return MetricRecord(
+        {
+            "train_loss": float(total) / seen,
+            "num-examples": seen // epochs,
+            "step_time": median(step_times),
+            "backward_share": median(backward_shares),
+            "saved_bytes": saved,
+        }
+    )
+
+
+def evaluate(
+    net: nn.Module, batches: Batches, functions: Mapping[str, BatchFunction], device: torch.device
+) -> MetricRecord:
+    """Evaluate a model.
+
+    Parameters
+    ----------
+    net : Module
+        On `device`.
+    batches : iterable of (Tensor, Tensor)
+        Inputs and targets.
+    functions : mapping of str to callable
+        Each ``(outputs, targets) -> Tensor``, the mean over a batch.
+    device : torch.device
+        Where to compute.
+
+    Returns
+    -------
+    MetricRecord
+        The mean of each function over all examples, and ``num-examples``.
+
+    Raises
+    ------
+    ValueError
+        If there are no batches.
+    """
+    net.eval()
+    totals, seen = dict.fromkeys(functions, 0.0), 0
+    with torch.inference_mode():
+        for inputs, targets in batches:
+            outputs, targets = net(inputs.to(device)), targets.to(device)
+            for name, function in functions.items():
+                totals[name] += float(function(outputs, targets)) * len(targets)
+            seen += len(targets)
+    if seen == 0:
+        raise ValueError("no test examples; check `data`")
+    means = {name: total / seen for name, total in totals.items()}
+    return MetricRecord({**means, "num-examples": seen})
+
+
+def _clock(device: torch.device) -> float:
+    """Return the time at which all that has been asked of the device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,231 @@
+"""Cheap training in a ClientApp: methods on the model, and what a step costs in the reply."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import local_grid  # noqa: F401  (lets this process make messages)
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from flower_edge.clients import edge_client_app, local_training
+from flower_edge.training import GradientFilter, Method, all_but_stem, prepare_
+from flower_edge.training.memory import saved_bytes
+
+FILTER = GradientFilter(where=all_but_stem, fallback="never")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+
+
+@pytest.fixture
+def arrays() -> ArrayRecord:
+    torch.manual_seed(0)
+    return ArrayRecord(net().state_dict())
+
+
+@pytest.fixture
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(6, 3, 9, 9, generator=generator), torch.randint(3, (6,), generator=generator))
+        for _ in range(3)
+    ]
+
+
+def make_app(batches: list, model: object = net, **arguments: object) -> ClientApp:
+    return edge_client_app(model, lambda _: (batches, batches), cross_entropy, **arguments)
+
+
+def reply_to(app: ClientApp, kind: str, arrays: ArrayRecord, **node_config: object) -> Message:
+    content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1, "lr": 0.05})})
+    context = Context(1, 7, {"partition-id": 1, **node_config}, RecordDict(), {"local-epochs": 2})
+    return app(Message(content, dst_node_id=7, message_type=kind), context)
+
+
+def weights(reply: Message) -> dict[str, torch.Tensor]:
+    return reply.content["arrays"].to_torch_state_dict()
+
+
+def plainly_trained(arrays: ArrayRecord, batches: list, *methods: Method) -> dict[str, torch.Tensor]:
+    """Two epochs of a loop that knows nothing of Flower."""
+    model = net()
+    model.load_state_dict(arrays.to_torch_state_dict())
+    if methods:
+        prepare_(model, *methods)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for inputs, targets in batches * 2:
+        optimizer.zero_grad()
+        cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("methods", [[], [FILTER]], ids=["exact", "filtered"])
+def test_training_equals_a_loop_over_a_prepared_model(
+    arrays: ArrayRecord, batches: list, methods: list[Method]
+) -> None:
+    """BatchNorm's statistics included: counting bytes runs forward passes that must leave no trace."""
+    trained = weights(reply_to(make_app(batches, methods=methods), "train", arrays))
+
+    torch.testing.assert_close(trained, plainly_trained(arrays, batches, *methods), rtol=0, atol=0)
+
+
+def test_the_method_makes_a_difference_that_has_no_other_name_or_shape(
+    arrays: ArrayRecord, batches: list
+) -> None:
+    exact = weights(reply_to(make_app(batches), "train", arrays))
+    filtered = weights(reply_to(make_app(batches, methods=[FILTER]), "train", arrays))
+
+    assert [(n, t.shape, t.dtype) for n, t in filtered.items()] == [
+        (n, t.shape, t.dtype) for n, t in exact.items()
+    ]
+    change = filtered["3.weight"] - arrays.to_torch_state_dict()["3.weight"]
+    per_kernel = change.flatten(2)
+    # Rounding aside, a filtered gradient moves all taps alike.
+    assert (per_kernel.amax(2) - per_kernel.amin(2)).max() < 1e-6
+    assert per_kernel.abs().max() > 1e-4
+    assert not torch.equal(filtered["3.weight"], exact["3.weight"])
+
+
+def test_evaluation_has_no_methods(arrays: ArrayRecord, batches: list) -> None:
+    def never(_: Context) -> Sequence[Method]:
+        raise AssertionError("evaluation needs no methods")
+
+    filtered = reply_to(make_app(batches, methods=never), "evaluate", arrays)
+    exact = reply_to(make_app(batches), "evaluate", arrays)
+
+    assert dict(filtered.content["metrics"]) == dict(exact.content["metrics"])
+
+
+def test_a_callable_chooses_by_node(arrays: ArrayRecord, batches: list) -> None:
+    def methods(context: Context) -> Sequence[Method]:
+        return [FILTER] if context.node_config["memory-mb"] < 1024 else []
+
+    app = make_app(batches, methods=methods)
+
+    for memory, chosen in [(512, [FILTER]), (4096, [])]:
+        trained = weights(reply_to(app, "train", arrays, **{"memory-mb": memory}))
+        torch.testing.assert_close(trained, plainly_trained(arrays, batches, *chosen), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("methods", [[], [FILTER]], ids=["exact", "filtered"])
+def test_the_reply_has_the_cost_of_a_step(arrays: ArrayRecord, batches: list, methods: list[Method]) -> None:
+    metrics = reply_to(make_app(batches, methods=methods), "train", arrays).content["metrics"]
+
+    model = net()
+    if methods:
+        prepare_(model, *methods)
+    assert set(metrics) == {"train_loss", "num-examples", "step_time", "backward_share", "saved_bytes"}
+    assert metrics["saved_bytes"] == saved_bytes(model, batches[0], cross_entropy).total
+    assert metrics["step_time"] > 0
+    assert 0 < metrics["backward_share"] < 1
+
+
+class Clock:
+    """Stands still, but for what is said to take time."""
+
+    now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Slow(torch.autograd.Function):
+    """Passes everything on, and takes its time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, clock: Clock, forward: float, backward: float) -> torch.Tensor:
+        clock.now += forward
+        ctx.clock, ctx.seconds = clock, backward
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        ctx.clock.now += ctx.seconds
+        return grad, None, None, None
+
+
+def test_clocks_stand_around_the_backward_pass_and_the_step(
+    arrays: ArrayRecord, batches: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of six is slow, which a median does not see; nor is loading part of a step."""
+    clock = Clock()
+    forward_seconds = iter([2.0, 2.0, *([2.0, 2.0, 90.0] * 2)])  # the first two only count bytes
+
+    class SlowNet(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Slow.apply(super().forward(x), clock, next(forward_seconds), 6.0)
+
+    class SlowlyLoaded:
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for batch in batches:
+                clock.now += 1000.0
+                yield batch
+
+    monkeypatch.setattr(local_training, "time", clock)
+    app = make_app(SlowlyLoaded(), model=lambda: SlowNet(*net().children()))
+
+    metrics = reply_to(app, "train", arrays).content["metrics"]
+
+    assert metrics["step_time"] == 8.0
+    assert metrics["backward_share"] == 0.75
+
+
+@pytest.mark.parametrize("methods", [FILTER, "gradient-filter", GradientFilter, None], ids=repr)
+def test_what_is_no_sequence_of_methods_fails_at_once(batches: list, methods: object) -> None:
+    with pytest.raises(TypeError, match=r"methods is .*expected a sequence such as"):
+        make_app(batches, methods=methods)
+
+
+def test_a_callable_that_returns_no_sequence_fails_before_any_data_is_loaded(arrays: ArrayRecord) -> None:
+    def unwanted(_: Context) -> tuple[list, list]:
+        raise AssertionError("data was loaded")
+
+    app = edge_client_app(net, unwanted, cross_entropy, methods=lambda _: FILTER)
+
+    with pytest.raises(TypeError, match="methods is GradientFilter"):
+        reply_to(app, "train", arrays)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(243, 3)), "found no layer of class Conv2d"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular")),
+            "layer '0', but it has padding_mode='circular'",
+        ),
+    ],
+    ids=["no convolution", "other padding"],
+)
+def test_a_method_that_does_not_fit_the_model_fails_before_training(model: object, message: str) -> None:
+    class Untouched:
+        def __iter__(self) -> Iterator:
+            raise AssertionError("training began")
+
+    app = make_app(Untouched(), model=model, methods=[GradientFilter()])
+
+    with pytest.raises(ValueError, match=message):
+        reply_to(app, "train", ArrayRecord(model().state_dict()))
