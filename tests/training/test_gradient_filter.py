@@ -1,6 +1,8 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from flower_edge.training import GradientFilter, _choice, explain, last, prepare_, restore_
@@ -327,6 +329,23 @@ def test_shapes_without_data() -> None:
     net(batch().to("meta")).sum().backward()
 
     assert all(parameter.grad.is_meta for parameter in net.parameters())
+    assert all(layer.exact_seconds is None for layer in explain(net).layers)
+
+
+def test_tracers_see_operators_and_need_no_data() -> None:
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.add(function.name())
+            return function(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Watch():
+        net = prepare_(model(), GradientFilter(where=last(9)))
+        net(torch.randn(2, 3, 8, 8)).sum().backward()
+
+    assert net[0].weight.grad.shape == net[0].weight.shape
+    assert {"flower_edge::conv2d_patch_sums", "flower_edge::conv2d_filtered_backward"} <= seen
     assert all(layer.exact_seconds is None for layer in explain(net).layers)
 
 
