@@ -9,7 +9,7 @@ CEXT = Path(__file__).parents[2] / "cext"
 FAMILIES = sorted(path.name.removesuffix("_test.c") for path in (CEXT / "tests").glob("*_test.c"))
 
 
-def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",)) -> Path:
+def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",), level: str = "-O3") -> Path:
     """Compile the runner of a kernel family, with warnings as errors; return the program."""
     program = into / f"{family}_test"
     sources = [
@@ -21,7 +21,7 @@ def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",)) -> Path:
     command = [
         *compiler,
         "-std=c11",
-        "-O3",
+        level,
         "-ffp-contract=off",
         "-Wall",
         "-Wextra",
