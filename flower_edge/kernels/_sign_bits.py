@@ -73,7 +73,7 @@ def relu_bits_(x: "torch.Tensor", cap: float | None = None) -> "torch.Tensor":
         As in :func:`relu_bits`; also if the memory of `x` has gaps.
     """
     _check(x, cap)
-    if not _is_gapless(x):
+    if not is_gapless(x):
         raise ValueError(
             f"x has shape {tuple(x.shape)} and strides {x.stride()}, expected memory without gaps; "
             "use relu_bits, which is not in place"
@@ -145,7 +145,7 @@ def relu_bits_reference(x: "torch.Tensor", cap: float | None = None) -> "tuple[t
     import torch
 
     _check(x, cap)
-    x = x if _is_gapless(x) else torch.empty_like(x).copy_(x)
+    x = x if is_gapless(x) else torch.empty_like(x).copy_(x)
     flat = _in_memory_order(x)
     # Both comparisons are false for a NaN, so that it passes.
     stopped = flat <= 0 if cap is None else (flat <= 0) | (flat >= cap)
@@ -181,7 +181,7 @@ def mask_by_bits_reference(x: "torch.Tensor", bits: "torch.Tensor", stride: Sequ
     return out
 
 
-def _is_gapless(x: "torch.Tensor") -> bool:
+def is_gapless(x: "torch.Tensor") -> bool:
     """Tell whether a tensor's elements fill a range of memory, each once, in whatever order."""
     import torch
 

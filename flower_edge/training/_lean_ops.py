@@ -6,6 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from flower_edge import kernels
+from flower_edge.kernels._sign_bits import is_gapless
 
 # Any: torch.library is annotated in part.
 _library: Any = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -63,3 +64,29 @@ class OneBitReLUInPlace(OneBitReLU):
         ctx.stride = x.stride()
         ctx.mark_dirty(x)
         return x
+
+
+def one_bit_relu(x: torch.Tensor, cap: float | None, inplace: bool) -> torch.Tensor:
+    """Cut to ``[0, cap]``, saving one bit per element for the backward pass.
+
+    Parameters
+    ----------
+    x : Tensor
+        Any shape and strides, a floating dtype.
+    cap : float or None
+        Upper bound; None for none.
+    inplace : bool
+        Whether `x` is overwritten.
+
+    Returns
+    -------
+    Tensor
+        Shape of `x`; `x` itself where `inplace`.
+    """
+    if not inplace:
+        y: torch.Tensor = OneBitReLU.apply(x, cap)  # type: ignore[no-untyped-call]
+        return y
+    if is_gapless(x):
+        y = OneBitReLUInPlace.apply(x, cap)  # type: ignore[no-untyped-call]
+        return y
+    return torch.nn.functional.hardtanh_(x, 0.0, cap) if cap else torch.relu_(x)

@@ -1,0 +1,101 @@
+"""Activations that save one bit per element for the backward pass."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flower_edge.training._lean_ops import one_bit_relu
+from flower_edge.training.rule import Rule
+from flower_edge.training.where import Where, check_where
+
+
+def _everywhere(name: str, layer: nn.Module) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class LeanActivations:
+    """Let ReLU and ReLU6 save one bit per element for the backward pass: whether the gradient passes.
+
+    Torch saves the whole output, 32 bits. That costs nothing where the next layer saves the same tensor
+    anyway; where it does not, as after :class:`GradientFilter`, the activations are what is left in memory.
+    Outputs and gradients are those of torch, bit for bit, NaN included; second derivatives are refused.
+
+    On the CPU float32 runs a compiled kernel; other dtypes and devices take several operations of torch,
+    which save as much memory but are slower than its own ReLU. Small activations, below 65536 elements, are
+    left to torch: there the call takes longer than the work.
+
+    Parameters
+    ----------
+    where : callable, Last or AllButStem
+        Which activations: a callable takes name and module. Default: all.
+
+    Raises
+    ------
+    TypeError
+        If `where` is none of these.
+    """
+
+    where: Where = _everywhere
+
+    def __post_init__(self) -> None:
+        check_where(self.where)
+
+    def __str__(self) -> str:
+        return "LeanActivations()"
+
+    def layers(self) -> Mapping[type[nn.Module], type[nn.Module]]:
+        """ReLU and ReLU6."""
+        return {nn.ReLU: LeanReLU, nn.ReLU6: LeanReLU6}
+
+    def rule(self, layer: nn.Module) -> Rule:
+        """Set what is saved.
+
+        Parameters
+        ----------
+        layer : Module
+            An activation.
+
+        Returns
+        -------
+        Rule
+            Its part `saved`.
+        """
+        return Rule(saved=self)
+
+
+class LeanReLU(nn.ReLU):
+    """A ReLU that saves bits; :func:`prepare_` makes it out of `nn.ReLU`."""
+
+    original = nn.ReLU
+
+    rule: Rule = Rule()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Do what `nn.ReLU` does."""
+        if _saves(input):
+            return one_bit_relu(input, None, self.inplace)
+        return super().forward(input)
+
+
+class LeanReLU6(nn.ReLU6):
+    """A ReLU6 that saves bits; :func:`prepare_` makes it out of `nn.ReLU6`."""
+
+    original = nn.ReLU6
+
+    rule: Rule = Rule()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Do what `nn.ReLU6` does."""
+        if _saves(input):
+            return one_bit_relu(input, 6.0, self.inplace)
+        return super().forward(input)
+
+
+_LEAST_ELEMENTS = 65536
+
+
+def _saves(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad and x.numel() >= _LEAST_ELEMENTS
