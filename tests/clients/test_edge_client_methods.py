@@ -170,7 +170,7 @@ class Slow(torch.autograd.Function):
 def test_clocks_stand_around_the_backward_pass_and_the_step(
     arrays: ArrayRecord, batches: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One step of six is slow, which a median does not see; nor is loading part of a step."""
+    """Two steps of six are slow, which a median does not see; nor is loading part of a step."""
     clock = Clock()
     forward_seconds = iter([2.0, 2.0, *([2.0, 2.0, 90.0] * 2)])  # the first two only count bytes
 

@@ -1,5 +1,6 @@
 """The quickstart's three strategies, with its own ClientApp, in this process."""
 
+import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.serverapp.strategy import Result
 from local_grid import LocalGrid
 from quickstart.client_app import app
 from quickstart.server_app import UnweightedFedAvg, make_plan, make_strategy, model_bytes, round_energy
-from quickstart.task import Net
+from quickstart.server_app import app as server_app
+from quickstart.task import Net, methods
 
+from examples.simulation import LocalFlower
 from flower_edge.gossip import complete, full_graph_plan, load_graph
 from flower_edge.strategies import HostedGossip
+from flower_edge.training import GradientFilter, explain, prepare_
 
 PYPROJECT = Path(__file__).parents[2] / "examples" / "quickstart" / "pyproject.toml"
 CONFIG: dict[str, Any] = tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]
@@ -94,3 +98,62 @@ def test_the_model_is_counted_as_it_travels() -> None:
 
     sent_and_received = 2 * (NODES - 1) * model_bytes()
     assert result.train_metrics_clientapp[1]["busiest-node-bytes"] == sent_and_received
+
+
+def test_filtered_gradients_learn_and_say_what_a_step_costs() -> None:
+    result = train(rounds=8, method="gradient-filter", strategy="gossip-full", **{"evaluate-every": 8})
+
+    assert result.evaluate_metrics_clientapp[8]["accuracy"] > 0.6
+    for record in result.train_metrics_clientapp.values():
+        assert record["step_time"] > 0
+        assert 0 < record["backward_share"] < 1
+        assert record["saved_bytes"] > 0
+
+
+def test_the_method_trains_other_models() -> None:
+    models = [train(strategy="gossip-full", method=method).arrays for method in ("none", "gradient-filter")]
+    exact, filtered = (arrays.to_torch_state_dict() for arrays in models)
+
+    assert list(filtered) == list(exact)
+    assert not torch.equal(filtered["layers.3.weight"], exact["layers.3.weight"])
+
+
+def test_the_run_config_chooses_the_method() -> None:
+    def chosen(name: str) -> list[object]:
+        return list(methods(Context(1, 1, {}, RecordDict(), CONFIG | {"method": name})))
+
+    assert chosen("none") == []
+    (method,) = chosen("gradient-filter")
+    assert isinstance(method, GradientFilter)
+    assert [(layer.name, layer.path) for layer in explain(prepare_(Net(), method)).layers] == [
+        ("layers.3", "filtered")
+    ]
+
+
+def test_an_unknown_method_fails_on_the_server_before_any_node_is_asked() -> None:
+    config = CONFIG | {"graph": f"complete:{NODES}", "method": "filter"}
+    grid = LocalGrid(app, list(range(1, NODES + 1)), config)
+
+    with pytest.raises(ValueError, match="method is 'filter'; expected one of none, gradient-filter"):
+        server_app(grid, Context(1, 0, {}, RecordDict(), config))
+
+    assert grid.sent == []
+
+
+def test_flower_itself_runs_it(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    config = {"graph": "complete:2", "strategy": "gossip-full", "num-server-rounds": 2, "seed": 1}
+
+    with LocalFlower() as flower:
+        flower.run(
+            PYPROJECT.parent, 2, config | {"method": "gradient-filter", "results": str(results)}, timeout=240
+        )
+
+    rounds = json.loads(results.read_text())["train"]
+    assert list(rounds) == ["1", "2"]
+    for metrics in rounds.values():
+        assert metrics["nodes-failed"] == 0
+        assert metrics["step_time"] > 0
+        assert 0 < metrics["backward_share"] < 1
+        assert metrics["saved_bytes"] > 0
+    assert rounds["2"]["train_loss"] < rounds["1"]["train_loss"]

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from flower_edge.gossip import GossipPlan, UnicastEnergy, full_graph_plan, load_graph, optimize
 from flower_edge.strategies import HostedGossip
 from quickstart.data import load_dataset
-from quickstart.task import Net
+from quickstart.task import Net, methods
 
 app = ServerApp()
 
@@ -22,7 +22,9 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Train for some rounds, and write down what came of it."""
     config = context.run_config
-    load_dataset(config["dataset"], config["data-path"])  # what cannot be read fails here, not on every node
+    # What is wrong fails here, not on every node.
+    load_dataset(config["dataset"], config["data-path"])
+    methods(context)
     torch.manual_seed(config["seed"])
     initial_arrays = ArrayRecord(Net().state_dict())
     result = make_strategy(config).start(

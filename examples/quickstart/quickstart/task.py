@@ -1,11 +1,20 @@
 """The model and its data: all that you would change for a task of your own."""
 
+from collections.abc import Sequence
+
 from flwr.app import Context
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset
 
+from flower_edge.training import GradientFilter, Method, all_but_stem
 from quickstart.data import load_dataset, partition
+
+METHODS: dict[str, Sequence[Method]] = {
+    "none": (),
+    # "measured" would use it only where it is faster, but then two runs may train different models.
+    "gradient-filter": (GradientFilter(patch_size=2, where=all_but_stem, fallback="never"),),
+}
 
 
 class Net(nn.Module):
@@ -34,6 +43,14 @@ class Net(nn.Module):
 def loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy; smoothed, because a node that has few classes soon becomes too sure of them."""
     return cross_entropy(outputs, labels, label_smoothing=0.1)
+
+
+def methods(context: Context) -> Sequence[Method]:
+    """Return how the model trains cheaply; what is asked of `context` may differ from node to node."""
+    name = context.run_config["method"]
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}; expected one of {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 def load_data(context: Context) -> tuple[DataLoader, DataLoader]:
