@@ -17,17 +17,19 @@ def tap_symbols(
 ) -> Tensor:
     r"""Tell how strongly each tap of a convolution passes each component of a patch.
 
-    A tap shifts the input. Within a patch of :math:`r \times r` cells, continued periodically, the part of a
+    A tap shifts the input. Within a patch of :math:`r \times r` cells, continued as its mirror image, the part of a
     shifted basis function that looks like the function itself is
 
-    .. math:: M_{ut} = \frac{1}{r^2} \sum_i b_u(i)\, b_u(\lfloor (s i + d_t) / s \rfloor \bmod r)
+    .. math:: M_{ut} = \frac{1}{r^2} \sum_i b_u(i)\, b_u(m_t(i))
 
-    where :math:`s` is the stride and :math:`d_t` the displacement of tap :math:`t` from the kernel's centre.
+    where :math:`m_t(i)` is the cell that tap :math:`t` reads for cell :math:`i`; a stride spreads the cells apart.
     The weight :math:`\tilde W_u = \sum_t M_{ut} W_t` then does to component :math:`u` what the convolution
     does to it. For :math:`u = 0` every tap passes the mean unchanged, which is the case of Yang, Li,
-    Marculescu, CVPR 2023, section 3. For :math:`r = 2` the functions are eigenvectors of every cyclic
-    convolution of stride 1, and the symbols are its exact eigenvalues; for larger patches they are its
-    diagonal in this basis.
+    Marculescu, CVPR 2023, section 3. For :math:`r = 2` and kernels that are their own mirror images nothing of a
+    function goes to another one; otherwise the symbols are the convolution's diagonal in this basis.
+
+    Mirroring is what fits the data: on a trained ResNet-20, gradients with mirrored symbols point nearer to the exact
+    ones than with periodic continuation, and these nearer than with one :math:`\tilde W` for all components.
 
     Parameters
     ----------
@@ -61,5 +63,6 @@ def tap_symbols(
 def _shifted_cells(taps: int, stride: int, dilation: int, patch_size: int) -> Tensor:
     """Give the cell of the patch that each tap reads for each cell of the output; shape (taps, cells)."""
     displacement = dilation * torch.arange(taps, device="cpu") - dilation * (taps - 1) // 2
-    cells = stride * torch.arange(patch_size, device="cpu")
-    return (cells + displacement[:, None]) % (stride * patch_size) // stride
+    window = stride * patch_size
+    place = (stride * torch.arange(patch_size, device="cpu") + displacement[:, None]) % (2 * window)
+    return torch.where(place < window, place, 2 * window - 1 - place) // stride

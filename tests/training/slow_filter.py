@@ -22,7 +22,7 @@ def basis(patch_size: int, components: int) -> list[np.ndarray]:
 
 
 def symbol(b: np.ndarray, tap: tuple[int, int], kernel, stride, dilation) -> float:
-    """How much of `b` is left when the convolution's tap reads it, the patch being continued periodically."""
+    """How much of `b` is left when the convolution's tap reads it, the patch being continued by its mirror image."""
     side = len(b)
     total = 0.0
     for i, j in itertools.product(range(side), repeat=2):
@@ -30,7 +30,8 @@ def symbol(b: np.ndarray, tap: tuple[int, int], kernel, stride, dilation) -> flo
         for axis, cell in enumerate((i, j)):
             displacement = dilation[axis] * tap[axis] - dilation[axis] * (kernel[axis] - 1) // 2
             window = side * stride[axis]
-            place.append((stride[axis] * cell + displacement) % window // stride[axis])
+            cells = [*range(window), *reversed(range(window))]
+            place.append(cells[(stride[axis] * cell + displacement) % len(cells)] // stride[axis])
         total += b[i, j] * b[place[0], place[1]]
     return total / side**2
 
