@@ -19,7 +19,8 @@ _BITS = tuple(1 << k for k in range(8))
 def relu_bits(x: "torch.Tensor", cap: float | None = None) -> "tuple[torch.Tensor, torch.Tensor]":
     """Cut `x` to ``[0, cap]`` and note where its gradient passes, in one pass over memory.
 
-    A NaN stays one and lets the gradient pass, as in :func:`torch.relu`.
+    A NaN stays one and lets the gradient pass, as in :func:`torch.relu`; in torch's ReLU6 that depends on
+    where in memory the NaN lies.
 
     Parameters
     ----------
