@@ -21,8 +21,8 @@ class LeanActivations:
 
     Torch saves the whole output, 32 bits. That costs nothing where the next layer saves the same tensor
     anyway; where it does not, as after :class:`GradientFilter`, the activations are what is left in memory.
-    Outputs and gradients are those of torch, bit for bit. The gradient of a NaN passes, as in torch's ReLU; in
-    its ReLU6 that depends on where in memory it lies. Second derivatives are refused.
+    Outputs and gradients are those of torch, bit for bit. The gradient of a NaN passes, as in torch's ReLU;
+    in its ReLU6 that depends on where in memory it lies. Second derivatives are refused.
 
     On the CPU float32 runs a compiled kernel; other dtypes and devices take several operations of torch,
     which save as much memory but are slower than its own ReLU. Small activations, below 65536 elements, are
