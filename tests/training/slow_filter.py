@@ -22,7 +22,7 @@ def basis(patch_size: int, components: int) -> list[np.ndarray]:
 
 
 def symbol(b: np.ndarray, tap: tuple[int, int], kernel, stride, dilation) -> float:
-    """How much of `b` is left when the convolution's tap reads it, the patch being continued by its mirror image."""
+    """How much of `b` is left when the tap reads it, the patch being continued by its mirror image."""
     side = len(b)
     total = 0.0
     for i, j in itertools.product(range(side), repeat=2):
