@@ -1,4 +1,4 @@
-"""Networks for 32×32 images in the accuracy benchmarks, with torchvision's layout and parameter names."""
+"""The networks of the training benchmarks, with torchvision's layout and parameter names."""
 
 from collections import OrderedDict
 
@@ -65,10 +65,25 @@ def resnet20(classes: int) -> nn.Module:
     return _initialised(nn.Sequential(stages))
 
 
-def mobilenet_v2(classes: int, width: float) -> nn.Module:
-    """Return MobileNetV2 (Sandler et al., CVPR 2018, table 2) for small images.
+def resnet18(classes: int) -> nn.Module:
+    """Return ResNet-18 (He, Zhang, Ren, Sun, CVPR 2016, table 1), for images of 224×224."""
+    stages: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
+        bn1=nn.BatchNorm2d(64),
+        relu=nn.ReLU(inplace=True),
+        maxpool=nn.MaxPool2d(3, stride=2, padding=1),
+    )
+    inputs = 64
+    for stage, outputs in enumerate((64, 128, 256, 512), start=1):
+        first = BasicBlock(inputs, outputs, stride=1 if stage == 1 else 2)
+        stages[f"layer{stage}"] = nn.Sequential(first, BasicBlock(outputs, outputs, stride=1))
+        inputs = outputs
+    stages.update(avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(inputs, classes))
+    return _initialised(nn.Sequential(stages))
 
-    The stem and the stage of 160 channels have stride 1, so that 32×32 images end as maps of 4×4.
+
+def mobilenet_v2(classes: int, width: float, small_images: bool = True) -> nn.Module:
+    """Return MobileNetV2 (Sandler et al., CVPR 2018, table 2).
 
     Parameters
     ----------
@@ -76,12 +91,15 @@ def mobilenet_v2(classes: int, width: float) -> nn.Module:
         Outputs.
     width : float
         Factor of the channels of all layers but the last convolution, rounded to multiples of 8.
+    small_images : bool, default True
+        Give stride 1 to the stem and the stage of 160 channels, so that 32×32 images end as maps of 4×4.
     """
+    large_stride = 1 if small_images else 2
     inputs = _channels(32 * width)
-    features = [_conv_bn_relu6(3, inputs, 3)]
+    features = [_conv_bn_relu6(3, inputs, 3, large_stride)]
     for expansion, channels, repeats, stride in (
         *((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)),
-        *((6, 96, 3, 1), (6, 160, 3, 1), (6, 320, 1, 1)),
+        *((6, 96, 3, 1), (6, 160, 3, large_stride), (6, 320, 1, 1)),
     ):
         outputs = _channels(channels * width)
         for repeat in range(repeats):
