@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flower_edge.training import _ops
+from flower_edge.training._folded_conv import scaled
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class ConvFilter(NamedTuple):
     components: int
 
 
-def filtered_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvFilter) -> Tensor:
+def filtered_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvFilter, scale: Tensor | None = None
+) -> Tensor:
     """Convolve exactly, and have both gradients filtered; that of the bias is exact.
 
     Parameters
@@ -53,42 +56,54 @@ def filtered_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvFi
         Shape ``(C_out,)``.
     conv : ConvFilter
         Everything else.
+    scale : Tensor, optional
+        Shape ``(C_out,)``, dtype of `x`: convolves with ``weight * scale``, which is not kept for the
+        backward pass. Default: 1.
 
     Returns
     -------
     Tensor
         As of :func:`torch.conv2d`.
     """
-    y: Tensor = _FilteredConv2d.apply(x, weight, bias, conv)  # type: ignore[no-untyped-call]
+    y: Tensor = _FilteredConv2d.apply(x, weight, bias, scale, conv)  # type: ignore[no-untyped-call]
     return y
 
 
 class _FilteredConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvFilter) -> Tensor:
-        y = torch.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, conv: ConvFilter
+    ) -> Tensor:
+        y = torch.conv2d(
+            x, scaled(weight, scale), bias, conv.stride, conv.padding, conv.dilation, conv.groups
+        )
         sums = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
             sums = _ops.patch_sums(x, y.shape, weight.shape, conv)
-        ctx.save_for_backward(weight, sums)
+        ctx.save_for_backward(weight, sums, scale)
         ctx.conv, ctx.x_shape = conv, x.shape
         # Torch gives the exact grad_x the layout that it has chosen for y.
         ctx.channels_last = _ops.is_channels_last(y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
                 "gradient filtering has no second derivative, and create_graph=True asks for one; "
                 "use create_graph=False, or flower_edge.training.restore_(model) for exact gradients"
             )
-        weight, sums = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        grad_x = grad_weight = None
-        if needs_x or needs_weight:
-            grad_x, grad_weight = _ops.backward(
-                grad, weight, sums, ctx.x_shape, ctx.conv, ctx.channels_last, needs_x
+        weight, sums, scale = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, needs_scale, _ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_scale = None
+        if needs_x or sums is not None:
+            grad_x, grad_weight, grad_scale = _ops.backward(
+                grad, weight, sums, ctx.x_shape, ctx.conv, ctx.channels_last, needs_x, scale
             )
-        grad_bias = grad.sum((0, 2, 3)) if needs_bias else None
-        return grad_x if needs_x else None, grad_weight if needs_weight else None, grad_bias, None
+        return (
+            grad_x if needs_x else None,
+            grad_weight if needs_weight else None,
+            grad.sum((0, 2, 3)) if needs_bias else None,
+            grad_scale if needs_scale else None,
+            None,
+        )

@@ -24,7 +24,7 @@ _library.define(  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
     "conv2d_filtered_backward(Tensor grad, Tensor weight, Tensor? sums, SymInt[] x_shape, int[] stride, "
     "int[] padding, int[] dilation, int groups, int patch_size, int components, bool channels_last, "
-    "bool needs_x) -> (Tensor, Tensor)"
+    "bool needs_x, Tensor? scale=None) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -67,8 +67,9 @@ def backward(
     conv: "ConvFilter",
     channels_last: bool,
     needs_x: bool,
-) -> tuple[Tensor, Tensor]:
-    """Form both gradients of a filtered convolution.
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Form the gradients of a filtered convolution.
 
     Parameters
     ----------
@@ -86,15 +87,19 @@ def backward(
         Memory format of the gradient of the input.
     needs_x : bool
         Whether the gradient of the input is wanted.
+    scale : Tensor, optional
+        Shape ``(C_out,)``: the convolution was one with ``weight * scale``. Default: 1.
 
     Returns
     -------
     tuple of Tensor
-        Gradients of input and weight; one that is not wanted is an empty tensor.
+        Gradients of input, weight and scale; one that is not wanted is an empty tensor.
     """
     run = _backward if _is_eager(grad) else torch.ops.flower_edge.conv2d_filtered_backward.default
     with _without_autocast(grad.device.type):
-        gradients: tuple[Tensor, Tensor] = run(grad, weight, sums, x_shape, *conv, channels_last, needs_x)
+        gradients: tuple[Tensor, Tensor, Tensor] = run(
+            grad, weight, sums, x_shape, *conv, channels_last, needs_x, scale
+        )
     return gradients
 
 
@@ -184,7 +189,8 @@ def _backward(
     components: int,
     channels_last: bool,
     needs_x: bool,
-) -> tuple[Tensor, Tensor]:
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     kernel_size = weight.shape[2:]
     window, offset = _windows(kernel_size, stride, padding, dilation, patch_size)
     patches = _patches(grad.shape, patch_size)
@@ -197,13 +203,14 @@ def _backward(
         weight.dtype,
         weight.device,
     )
-    grad_x = gram = None
+    grad_x = gram = grad_scale = None
+    unscaled = kernels.collapse_taps(weight, symbols) if needs_x or scale is not None else None
+    collapsed = unscaled if unscaled is None or scale is None else unscaled * scale[:, None]
     if groups == grad.shape[1] == x_shape[1]:
-        collapsed = kernels.collapse_taps(weight, symbols).flatten(1) if needs_x else None
         grad_x, gram = kernels.depthwise_filter_backward(
             grad.contiguous(memory_format=_layout(channels_last)),
             sums,
-            collapsed,
+            None if collapsed is None else collapsed.flatten(1),
             x_shape,
             patch_size,
             offset,
@@ -214,8 +221,7 @@ def _backward(
         gram = None if gram is None else gram.unsqueeze(-1)
     else:
         means = kernels.patch_means(grad, patch_size, patches, components)
-        if needs_x:
-            collapsed = kernels.collapse_taps(weight, symbols)
+        if needs_x and collapsed is not None:
             grad_x = kernels.patch_fill(
                 _back_through(collapsed, means, groups, channels_last),
                 x_shape,
@@ -227,9 +233,14 @@ def _backward(
             )
         if sums is not None:
             gram = _gram(means, sums, groups)
+    if gram is not None and scale is not None and unscaled is not None:
+        # On the few numbers of the gram, where it costs nothing: the weight has a factor of taps more.
+        grad_scale = (gram * unscaled).sum((0, 2))
+        gram = gram * scale[:, None]
     return (
         grad.new_empty(0) if grad_x is None else grad_x,
         grad.new_empty(0) if gram is None else kernels.spread_taps(gram, symbols, weight),
+        grad.new_empty(0) if grad_scale is None else grad_scale,
     )
 
 
@@ -295,7 +306,8 @@ def _fake_backward(
     components: int,
     channels_last: bool,
     needs_x: bool,
-) -> tuple[Tensor, Tensor]:
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     grad_x, grad_weight = grad.new_empty(0), grad.new_empty(0)
     if needs_x:
         grad_x = torch.empty(
@@ -310,7 +322,8 @@ def _fake_backward(
                 not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
             ),
         )
-    return grad_x, grad_weight
+    grad_scale = grad.new_empty(0 if scale is None or sums is None else len(scale))
+    return grad_x, grad_weight, grad_scale
 
 
 def _layout(channels_last: bool) -> torch.memory_format:

@@ -6,6 +6,7 @@ from torch.nn.functional import pad
 
 from flower_edge.training._choice import Measurement, measured
 from flower_edge.training._filtered_conv import ConvFilter, PatchFilter, filtered_conv2d
+from flower_edge.training._folded_conv import Fold, scaled, scaled_conv2d
 from flower_edge.training._ops import autocast_enabled
 from flower_edge.training.rule import Rule
 
@@ -13,8 +14,8 @@ from flower_edge.training.rule import Rule
 class EdgeConv2d(nn.Conv2d):
     """A convolution that trains by a rule; :func:`flower_edge.training.prepare_` makes it out of `nn.Conv2d`.
 
-    Parameters, buffers, hooks and ``state_dict`` are those of `nn.Conv2d`, and so is the output. In eval
-    mode, and where no gradient is wanted, it does what `nn.Conv2d` does.
+    Parameters, buffers, hooks and ``state_dict`` are those of `nn.Conv2d`. So is the output, unless the rule
+    folds a normalisation into it. In eval mode, and where no gradient is wanted, the forward pass is all.
 
     Attributes
     ----------
@@ -31,37 +32,59 @@ class EdgeConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve, exactly; the rule says what the backward pass will do."""
-        way = self.rule.grad_weight
-        if not isinstance(way, PatchFilter) or not self._trains(input):
+        way, fold = self.rule.grad_weight, self.rule.forward
+        filters = isinstance(way, PatchFilter) and self.training
+        if not filters and not isinstance(fold, Fold):
             return super().forward(input)
+        scale, bias = fold.scale_and_shift(self.bias) if isinstance(fold, Fold) else (None, self.bias)
+        if not self._trains(input, scale):
+            y: Tensor = self._conv_forward(input, scaled(self.weight, scale), bias)
+            return y
         if input.dim() == 3:
-            return self._filtered(input[None], way)[0]
-        return self._filtered(input, way)
+            return self._convolved(input[None], scale, bias)[0]
+        return self._convolved(input, scale, bias)
 
-    def _trains(self, input: Tensor) -> bool:
-        wanted = input.requires_grad or self.weight.requires_grad
-        return self.training and wanted and torch.is_grad_enabled() and input.numel() > 0
+    def _trains(self, input: Tensor, scale: Tensor | None) -> bool:
+        trained = self.weight.requires_grad or (scale is not None and scale.requires_grad)
+        return torch.is_grad_enabled() and (input.requires_grad or trained) and input.numel() > 0
 
-    def _filtered(self, x: Tensor, way: PatchFilter) -> Tensor:
-        weight, bias = self.weight, self.bias
+    def _convolved(self, x: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+        weight = self.weight
         if autocast_enabled(x.device.type) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        padding, uneven = resolved_padding(self)
-        if any(uneven):
-            x = pad(x, (0, uneven[1], 0, uneven[0]))
-        conv = ConvFilter(self.stride, padding, self.dilation, self.groups, way.patch_size, way.components)
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            scale, bias = (None if t is None else t.to(dtype) for t in (scale, bias))
+        x, padding = self._padded(x)
+        way = self.rule.grad_weight
+        if isinstance(way, PatchFilter) and self.training:
+            conv = ConvFilter(
+                self.stride, padding, self.dilation, self.groups, way.patch_size, way.components
+            )
+            if self._filters(x, weight, conv, way):
+                return filtered_conv2d(x, weight, bias, conv, scale)
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        if scale is None or bias is None:
+            return torch.conv2d(x, weight, bias, *geometry)
+        return scaled_conv2d(x, weight, scale, bias, *geometry)
+
+    def _filters(self, x: Tensor, weight: Tensor, conv: ConvFilter, way: PatchFilter) -> bool:
+        """Tell whether this step filters, and remember what is known of the times of both ways."""
+        compiling = torch.compiler.is_compiling()
+        if not compiling and torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 "gradient filtering does not work under the transforms of torch.func (grad, vmap, ...); "
                 "call flower_edge.training.restore_(model) or model.eval() for exact gradients"
             )
-        if way.measured and not torch.compiler.is_compiling():
+        if way.measured and not compiling:
             self.measurement = measured(x, weight, conv)
-        if self.measurement is not None and way.measured and self.measurement.exact_is_faster:
-            return torch.conv2d(x, weight, bias, *conv[:4])
-        return filtered_conv2d(x, weight, bias, conv)
+        return not (way.measured and self.measurement is not None and self.measurement.exact_is_faster)
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Pad what torch's convolution would not, and give the padding that is left to it."""
+        if self.padding_mode != "zeros":
+            return pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+        padding, uneven = resolved_padding(self)
+        return pad(x, (0, uneven[1], 0, uneven[0])) if any(uneven) else x, padding
 
     def extra_repr(self) -> str:
         """Describe the convolution and its rule."""

@@ -5,13 +5,13 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flower_edge.training.rule import Method, Rule
+from flower_edge.training.rule import Method, ModelMethod, Rule
 from flower_edge.training.where import NamedLayers, chosen
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-def prepare_(model: _Model, *methods: Method) -> _Model:
+def prepare_(model: _Model, *methods: Method | ModelMethod) -> _Model:
     """Make a model train by these methods, in place.
 
     Each chosen layer changes its class, for example from `nn.Conv2d` to :class:`EdgeConv2d`, and nothing
@@ -23,7 +23,7 @@ def prepare_(model: _Model, *methods: Method) -> _Model:
     ----------
     model : Module
         Changed in place, all or nothing: after an error it is as before.
-    *methods : Method
+    *methods : Method or ModelMethod
         For example :class:`GradientFilter`; at least one. Each part of a layer's rule may be set by one
         alone.
 
@@ -43,7 +43,8 @@ def prepare_(model: _Model, *methods: Method) -> _Model:
     _check(model, methods)
     rules: dict[nn.Module, Rule] = {}
     classes: dict[nn.Module, type[nn.Module]] = {}
-    for method in methods:
+    for given in methods:
+        method = given.for_model(model) if isinstance(given, ModelMethod) else given
         carriers = method.layers()
         for name, layer in _chosen(model, method):
             try:
@@ -117,8 +118,9 @@ def _check(model: nn.Module, methods: tuple[object, ...]) -> None:
     if not methods:
         raise ValueError("prepare_(model) was called without a method, expected at least one")
     for method in methods:
-        if isinstance(method, type) or not all(
-            hasattr(method, attribute) for attribute in ("where", "layers", "rule")
+        if isinstance(method, type) or not (
+            isinstance(method, ModelMethod)
+            or all(hasattr(method, attribute) for attribute in ("where", "layers", "rule"))
         ):
             hint = "; call it: GradientFilter()" if isinstance(method, type) else ""
             raise TypeError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -82,4 +82,13 @@ class Method(Protocol):
 
     def rule(self, layer: nn.Module) -> Rule:
         """Give the parts that it sets of this layer's rule, or raise ValueError saying why it cannot."""
+        ...
+
+
+@runtime_checkable
+class ModelMethod(Protocol):
+    """A method that has to see the whole model before it can say what it does to a layer."""
+
+    def for_model(self, model: nn.Module) -> Method:
+        """Give what it is for this model, or raise ValueError saying why it cannot be anything."""
         ...
