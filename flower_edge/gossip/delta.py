@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import reduce
 from hashlib import blake2b
 from math import inf, prod
 from typing import NamedTuple
@@ -21,6 +22,7 @@ VERSION = 1
 _MAGIC = b"FE-delta"
 _HEADER = struct.Struct("<8sHII8s")
 _CHECKSUM = struct.Struct("<I")
+_KERNELS_AT_ONCE = 4096
 
 
 class _Kind(IntEnum):
@@ -227,19 +229,28 @@ class TapDelta:
                 return _Kind.SCALED_AND_MOVED, [factor, moves]
         return _Kind.VALUES, [model]
 
-    @np.errstate(over="ignore", invalid="ignore")
     def _moves(self, new: Vector, old: Vector, factor: Vector) -> Vector | None:
         """Return what each kernel moved by after the factor; None if rounding does not explain the rest."""
+        moves = np.empty(len(new), np.float32)
+        # In pieces that stay in the cache; what is not of this kind shows in the first.
+        for begin in range(0, len(new), _KERNELS_AT_ONCE):
+            rows = slice(begin, begin + _KERNELS_AT_ONCE)
+            moves[rows], explained = self._moves_of(new[rows], old[rows], factor)
+            if not explained:
+                return None
+        return moves
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _moves_of(self, new: Vector, old: Vector, factor: Vector) -> tuple[Vector, bool]:
         scaled = old * factor
         difference = new - scaled
         # Halfway between the extremes no tap is far off.
-        moves = difference.min(axis=1) / 2 + difference.max(axis=1) / 2
+        half = np.float32(0.5)
+        moves = half * _over_taps(np.minimum, difference) + half * _over_taps(np.maximum, difference)
         scaled += moves[:, None]
-        np.subtract(new, scaled, out=difference)
-        rest = np.abs(difference, out=difference).max(axis=1)
-        largest = np.maximum(np.abs(new).max(axis=1), np.abs(old).max(axis=1))
-        explained = rest <= np.float32(self.ulps) * np.spacing(largest)
-        return moves if explained.all() else None
+        rest = _over_taps(np.maximum, np.abs(new - scaled))
+        largest = _over_taps(np.maximum, np.maximum(np.abs(new), np.abs(old)))
+        return moves, bool((rest <= np.float32(self.ulps) * np.spacing(largest)).all())
 
     # ---------------------------------------------------------------- what was received
 
@@ -299,12 +310,18 @@ class TapDelta:
 @np.errstate(over="ignore", invalid="ignore")
 def _factor(new: Vector, old: Vector) -> Vector:
     """Fit, by least squares over all taps, what the differences within kernels have been multiplied by."""
-    within = old - old.mean(axis=1, keepdims=True)
+    within = old - (_over_taps(np.add, old) / np.float32(old.shape[1]))[:, None]
     # Of the change, not of the new values: a factor near one then loses no digits.
     along, square = (
         float(np.einsum("kt,kt->", within, other, dtype=np.float64)) for other in (new - old, within)
     )
     return np.array([1 + along / square if square > 0 else 1], np.float32)
+
+
+def _over_taps(function: np.ufunc, kernels: Vector) -> Vector:
+    """Reduce each row; along so few numbers, column by column is several times as fast as numpy's own way."""
+    reduced: Vector = reduce(function, kernels.T)
+    return reduced
 
 
 def _move(part: _Part, kind: _Kind, numbers: Vector, old: Vector, out: Vector) -> None:

@@ -127,17 +127,33 @@ def test_what_is_frozen_takes_no_bytes() -> None:
     assert delta.apply(model, payload).tobytes() == model.tobytes()
 
 
-def test_one_tap_that_moved_otherwise_is_not_lost() -> None:
-    layout = Layout.of({"conv": np.zeros((2, 2, 3, 3), np.float32)})
-    reference = np.full(36, 0.1, np.float32)
+@pytest.mark.parametrize("tap", [None, 17, -1], ids=["none", "early", "last"])
+def test_one_tap_that_moved_otherwise_is_not_lost(tap: int | None) -> None:
+    layout = Layout.of({"conv": np.zeros((50, 100, 3, 3), np.float32)})
+    reference = np.full(layout.size, 0.1, np.float32)
     model = reference + np.float32(0.01)
-    model[17] += np.float32(1e-6)  # 134 units in the last place
+    if tap is not None:
+        model[tap] += np.float32(1e-6)  # 134 units in the last place
     delta = TapDelta(layout)
 
     payload = delta.encode(model, reference)
 
-    assert delta.moved_by_kernel(payload) == ()
+    assert delta.moved_by_kernel(payload) == (("conv",) if tap is None else ())
     assert delta.apply(reference, payload).tobytes() == model.tobytes()
+
+
+def test_rounding_counts_at_the_larger_of_old_and_new() -> None:
+    """A weight that shrinks keeps the rounding of the steps that it took while it was large, and vice versa."""
+    layout = Layout.of({"conv": np.zeros((1, 1, 3, 3), np.float32)})
+    delta = TapDelta(layout)
+    large = np.ones(9, np.float32)
+    small = np.float32(0.001) + np.arange(9, dtype=np.float32) * np.float32(2.0**-23)
+
+    for model, reference in [(small, large), (large, small)]:
+        payload = delta.encode(model, reference)
+
+        assert delta.moved_by_kernel(payload) == ("conv",)
+        assert np.abs(delta.apply(reference, payload) - model).max() <= 64 * 2.0**-23
 
 
 # -------------------------------------------------------------------- real training
