@@ -143,13 +143,13 @@ def test_one_tap_that_moved_otherwise_is_not_lost(tap: int | None) -> None:
 
 
 def test_rounding_counts_at_the_larger_of_old_and_new() -> None:
-    """A weight that shrinks keeps the rounding of the steps that it took while it was large, and vice versa."""
+    """A weight that has shrunk keeps what was rounded while it was large; one that has grown, since."""
     layout = Layout.of({"conv": np.zeros((1, 1, 3, 3), np.float32)})
     delta = TapDelta(layout)
-    large = np.ones(9, np.float32)
-    small = np.float32(0.001) + np.arange(9, dtype=np.float32) * np.float32(2.0**-23)
+    rounding = np.arange(9, dtype=np.float32) * np.float32(2.0**-23)  # units in the last place of 1
+    small, large = np.full(9, 0.001, np.float32), np.ones(9, np.float32)
 
-    for model, reference in [(small, large), (large, small)]:
+    for model, reference in [(small + rounding, large), (large + rounding, small)]:
         payload = delta.encode(model, reference)
 
         assert delta.moved_by_kernel(payload) == ("conv",)
