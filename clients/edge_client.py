@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from flower_edge.clients import local_training
 from flower_edge.clients.local_training import Batches, BatchFunction
-from flower_edge.training import Method, prepare_
+from flower_edge.training import Method, ModelMethod, prepare_
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
-Methods: TypeAlias = Sequence[Method] | Callable[[Context], Sequence[Method]]
+Methods: TypeAlias = Sequence[Method | ModelMethod] | Callable[[Context], Sequence[Method | ModelMethod]]
 Handler: TypeAlias = Callable[[Message, Context], Message]
 Mod: TypeAlias = Callable[[Message, Context, Handler], Message]
 

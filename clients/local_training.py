@@ -11,7 +11,7 @@ import torch
 from flwr.app import MetricRecord
 from torch import Tensor, nn
 
-from flower_edge.training.memory import saved_bytes
+from flower_edge.training import saved_bytes
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 BatchFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]

@@ -12,8 +12,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from flower_edge.clients import edge_client_app, local_training
-from flower_edge.training import GradientFilter, Method, all_but_stem, prepare_
-from flower_edge.training.memory import saved_bytes
+from flower_edge.training import (
+    FrozenNorm,
+    GradientFilter,
+    LeanActivations,
+    Method,
+    all_but_stem,
+    prepare_,
+    saved_bytes,
+)
 
 FILTER = GradientFilter(where=all_but_stem, fallback="never")
 
@@ -107,6 +114,19 @@ def test_the_method_makes_a_difference_that_has_no_other_name_or_shape(
     assert (per_kernel.amax(2) - per_kernel.amin(2)).max() < 1e-6
     assert per_kernel.abs().max() > 1e-4
     assert not torch.equal(filtered["3.weight"], exact["3.weight"])
+
+
+def test_methods_compose_and_the_bytes_show_it(arrays: ArrayRecord, batches: list) -> None:
+    saved = []
+    for methods in ([], [FILTER], [FILTER, LeanActivations(), FrozenNorm()]):
+        reply = reply_to(make_app(batches, methods=methods), "train", arrays)
+
+        assert {n: t.shape for n, t in weights(reply).items()} == {
+            n: t.shape for n, t in net().state_dict().items()
+        }
+        saved.append(reply.content["metrics"]["saved_bytes"])
+    exact, filtered, lean = saved
+    assert lean < min(exact, filtered)
 
 
 def test_evaluation_has_no_methods(arrays: ArrayRecord, batches: list) -> None:
