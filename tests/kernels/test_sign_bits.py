@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flower_edge import kernels
@@ -79,6 +79,7 @@ def test_equals_its_twin(isa: str, cap: float | None) -> None:
         )
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_shape_in_any_layout(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(*[st.integers(1, 7)] * 4), label="shape")
