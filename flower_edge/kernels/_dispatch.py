@@ -103,10 +103,14 @@ class Explanation:
     threads_reason: str
 
     def __str__(self) -> str:
-        lines = [f"cpu       {self.cpu or 'not probed'}"]
-        lines += [f"{family:<9} {version}" for family, version in self.versions.items()]
-        lines += [f"because   {self.reason}", f"threads   {self.threads} ({self.threads_reason})"]
-        return "\n".join(lines)
+        rows = {
+            "cpu": self.cpu or "not probed",
+            **self.versions,
+            "because": self.reason,
+            "threads": f"{self.threads} ({self.threads_reason})",
+        }
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
 
 def explain() -> Explanation:

@@ -1,6 +1,7 @@
 """The mix kernel: against float64 numpy, and its promises about bits, aliasing and bad input."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -247,7 +248,7 @@ def test_use_isa_nests_and_ends() -> None:
 @pytest.mark.usefixtures("_threads")
 def test_explain_follows_torch_threads() -> None:
     torch.set_num_threads(2)
-    assert "threads   2 (torch's pool" in str(kernels.explain())
+    assert "2 (torch's pool" in str(kernels.explain())
 
 
 def python(code: str, isa: str = "") -> subprocess.CompletedProcess[str]:
@@ -260,7 +261,7 @@ def python(code: str, isa: str = "") -> subprocess.CompletedProcess[str]:
 def test_the_environment_overrides() -> None:
     for isa in ISAS:
         done = python("from flower_edge import kernels; print(kernels.explain())", isa)
-        assert f"mix       {isa}" in done.stdout, done.stderr
+        assert re.search(rf"^mix +{isa}$", done.stdout, re.M), done.stderr
         assert f"FLOWER_EDGE_ISA={isa} is in force" in done.stdout
 
 
@@ -280,7 +281,7 @@ def test_without_torch_it_runs_in_one_thread_and_says_so() -> None:
         "a = np.ones(100000, np.float32); kernels.mix(a, [a, a], [1.0, 2.0]); assert (a == 3).all()\n"
         "print(kernels.explain())"
     )
-    assert "threads   1 (the calling one alone, since torch is not imported" in done.stdout, done.stderr
+    assert "1 (the calling one alone, since torch is not imported" in done.stdout, done.stderr
 
 
 def test_with_an_old_torch_it_runs_in_one_thread_and_says_so() -> None:
@@ -295,9 +296,7 @@ def test_with_an_old_torch_it_runs_in_one_thread_and_says_so() -> None:
         "a = np.ones(100000, np.float32); kernels.mix(a, [a, a], [1.0, 2.0]); assert (a == 3).all()\n"
         "print(kernels.explain())"
     )
-    assert "threads   1 (the calling one alone, since torch 2.9.1 has no torch_parallel_for" in done.stdout, (
-        done.stderr
-    )
+    assert "1 (the calling one alone, since torch 2.9.1 has no torch_parallel_for" in done.stdout, done.stderr
 
 
 FALL_BACK = """
@@ -317,7 +316,7 @@ def test_without_the_extension_the_twin_runs_and_says_so() -> None:
     rng = np.random.default_rng(0)
     vectors = [rng.standard_normal(4099, dtype=np.float32) for _ in range(9)]
     assert_is_mix(np.frombuffer(bytes.fromhex(blob), np.float32), vectors, np.arange(9) / 36)
-    assert "mix       numpy" in explanation
+    assert re.search(r"^mix +numpy$", explanation, re.M)
     assert "flower_edge._kernels cannot be imported" in explanation
 
 
