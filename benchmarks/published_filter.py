@@ -84,5 +84,6 @@ def use_published_(model: nn.Module, patch_size: int) -> nn.Module:
     """Let all convolutions but the first train in the published way."""
     for layer in [module for module in model.modules() if type(module) is nn.Conv2d][1:]:
         layer.__class__ = PublishedConv2d
+        assert isinstance(layer, PublishedConv2d)
         layer.patch_size = patch_size
     return model
