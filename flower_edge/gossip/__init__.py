@@ -6,9 +6,9 @@ A node needs numpy alone to load a `GossipPlan` and to mix. Making a plan needs 
 from flower_edge.gossip.bilevel import full_graph_plan, optimize
 from flower_edge.gossip.choice import Candidate, Choice
 from flower_edge.gossip.codec import ArraySpec, Layout
-from flower_edge.gossip.delta import TapDelta
 from flower_edge.gossip.contraction import asymptotic_contraction, contraction
 from flower_edge.gossip.convergence import Convergence
+from flower_edge.gossip.delta import TapDelta
 from flower_edge.gossip.disagreement import (
     cyclic_disagreement,
     disagreement,

@@ -17,16 +17,17 @@ def tap_symbols(
 ) -> Tensor:
     r"""Tell how strongly each tap of a convolution passes each component of a patch.
 
-    A tap shifts the input. Within a patch of :math:`r \times r` cells, continued as its mirror image, the part
-    of a shifted basis function that looks like the function itself is
+    A tap shifts the input. Within a patch of :math:`r \times r` cells, continued as its mirror image, the
+    part of a shifted basis function that looks like the function itself is
 
     .. math:: M_{ut} = \frac{1}{r^2} \sum_i b_u(i)\, b_u(m_t(i))
 
     where :math:`m_t(i)` is the cell that tap :math:`t` reads for cell :math:`i`; a stride spreads the cells
     apart. The weight :math:`\tilde W_u = \sum_t M_{ut} W_t` then does to component :math:`u` what the
     convolution does to it. For :math:`u = 0` every tap passes the mean unchanged, which is the case of Yang,
-    Li, Marculescu, CVPR 2023, section 3. For :math:`r = 2` and kernels that are their own mirror images nothing
-    of a function goes to another one; otherwise the symbols are the convolution's diagonal in this basis.
+    Li, Marculescu, CVPR 2023, section 3. For :math:`r = 2` and kernels that are their own mirror images
+    nothing of a function goes to another one; otherwise the symbols are the diagonal of the convolution in
+    this basis.
 
     Mirroring fits the data: on a trained ResNet-20, gradients with mirrored symbols point nearer to the exact
     ones than with periodic continuation, and these nearer than with one :math:`\tilde W` for all components.
