@@ -27,7 +27,7 @@ from benchmarks.small_networks import mobilenet_v2, resnet18
 from flower_edge.training import FrozenNorm, GradientFilter, LeanActivations, _ops, all_but_stem, prepare_
 from flower_edge.training._filtered_conv import ConvFilter
 
-Gradients = Callable[[], object]
+Gradients = Callable[[], tuple[Tensor, ...]]
 Ratios = dict[tuple[str, int], float]
 """How many times faster ours is than each method, for each patch size."""
 
@@ -145,9 +145,16 @@ class Problem(NamedTuple):
         """Bind torch's own backward pass."""
         stride, padding = [self.layer.stride] * 2, [self.layer.kernel_size // 2] * 2
         rest = (stride, padding, [1, 1], False, [0, 0], self.groups, [True, True, False])
-        return lambda: torch.ops.aten.convolution_backward(self.grad, self.x, self.weight, None, *rest)
 
-    def published(self, formulation: Callable[..., object], patch_size: int) -> Gradients:
+        def gradients() -> tuple[Tensor, ...]:
+            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+                self.grad, self.x, self.weight, None, *rest
+            )
+            return grad_x, grad_weight
+
+        return gradients
+
+    def published(self, formulation: Callable[..., tuple[Tensor, Tensor]], patch_size: int) -> Gradients:
         """Bind `both_published`, or what it was compiled to."""
         numbers = (patch_size, patch_size * self.layer.stride, self.groups)
         return lambda: formulation(self.x, self.grad, self.weight, *numbers)
@@ -158,7 +165,7 @@ class Problem(NamedTuple):
         conv = ConvFilter((self.layer.stride,) * 2, (padding,) * 2, (1, 1), self.groups, patch_size, 1)
         channels_last = _ops.is_channels_last(self.x)
 
-        def gradients() -> object:
+        def gradients() -> tuple[Tensor, ...]:
             sums = _ops.patch_sums(self.x, self.grad.shape, self.weight.shape, conv)
             return _ops.backward(
                 self.grad, self.weight, sums, self.x.shape, conv, channels_last, needs_x=True
@@ -190,7 +197,7 @@ def faster(contenders: list[Gradients]) -> Gradients:
 
 
 def timed(
-    contenders: Mapping[tuple[str, str], Gradients], device: str, seconds: float
+    contenders: Mapping[tuple[str, str], Callable[[], object]], device: str, seconds: float
 ) -> dict[tuple[str, str], Timing]:
     """Time side by side: by this machine's clock, or by the GPU's own where the work is there."""
     named = {", ".join(key): contender for key, contender in contenders.items()}
@@ -198,7 +205,7 @@ def timed(
     return dict(zip(contenders, times.values(), strict=True))
 
 
-def gpu_interleaved(contenders: Mapping[str, Gradients]) -> dict[str, Timing]:
+def gpu_interleaved(contenders: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
     """Do what `interleaved` does with the GPU's events, which leave out how long this machine waits."""
     calls, rounds = 10, 7
     samples: dict[str, list[float]] = {name: [] for name in contenders}
@@ -259,7 +266,7 @@ def freeze_statistics(model: nn.Module) -> nn.Module:
     return model
 
 
-def step(model: nn.Module, device: str) -> Gradients:
+def step(model: nn.Module, device: str) -> Callable[[], None]:
     """Bind a batch to a model; a call is one training step."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(STEP_BATCH, 3, STEP_SIDE, STEP_SIDE, generator=generator).to(device)
