@@ -26,7 +26,8 @@ static const filter_version *const kernels[FE_ISA_COUNT] = {
 enum {
     /* Torch's own grain, in floats. */
     GRAIN = 32768,
-    /* A usual last-level cache: what is larger is written around it, since nothing of it would be left there anyway. */
+    /* A usual last-level cache. A map that would fill a third of it is written around it: beside the map that it was
+     * made from and the one that its reader makes of it, little of it would be left there. */
     CACHE_BYTES = 32 << 20,
     LINE = 64,
     /* Pieces whose sums are added up in a fixed order, whoever made them. */
@@ -88,7 +89,7 @@ static int has_planes(const filter_version *version, const fe_grid *grid) {
 
 static int is_streamed(const float *out, const fe_grid *grid, int64_t lanes) {
     int64_t floats = grid->images * grid->channels * grid->height * grid->width;
-    return floats > CACHE_BYTES / (int64_t)sizeof(float) && (uintptr_t)out % LINE == 0 &&
+    return floats > CACHE_BYTES / 3 / (int64_t)sizeof(float) && (uintptr_t)out % LINE == 0 &&
            (lanes == 1 || lanes * sizeof(float) % LINE == 0);
 }
 

@@ -12,6 +12,8 @@ from benchmarks import published_filter
 from benchmarks.gradient_filter import COMPILED, EXACT, OURS, PUBLISHED, Layer, Problem
 from benchmarks.harness import Benchmark, Timing
 from benchmarks.small_networks import resnet20
+from flower_edge.training import EdgeConv2d, GradientFilter, last, prepare_
+from flower_edge.training._choice import Measurement
 
 DENSE = Layer(6, 10, 8, 12)
 LAYERS = (DENSE, Layer(6, 10, 8, 12, kernel_size=1), Layer(8, 8, 8, 12, depthwise=True))
@@ -182,3 +184,14 @@ def test_gpu_events_time_every_contender() -> None:
     times = bench.timed({("a", ""): lambda: x @ x, ("b", "r"): lambda: x + x}, "cuda", seconds=0.0)
 
     assert all(isinstance(timing, Timing) and timing.median > 0 for timing in times.values())
+
+
+def test_layers_that_were_faster_exact_are_counted() -> None:
+    model = prepare_(resnet20(10), GradientFilter(where=last(3)))
+    layers = [layer for layer in model.modules() if isinstance(layer, EdgeConv2d)]
+
+    assert bench.fallen_back(model) == ""
+    for layer, exact_seconds in zip(layers, (1.0, 3.0, 1.0), strict=True):
+        layer.measurement = Measurement(exact_seconds, filtered_seconds=2.0)
+
+    assert bench.fallen_back(model) == ", 2 of 3 layers exact"
