@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import COMMAND, FRONTIER, MAP, QUICK, ROOT, WH, png_size, refused, run
+from processes import heed_ctrl_c
 
 from flower_edge.cli import app
 from flower_edge.gossip import GossipPlan, UnicastEnergy, load_graph, optimize
@@ -193,6 +194,7 @@ def test_ctrl_c_ends_a_long_solve_and_leaves_nothing(tmp_path: Path) -> None:
         stderr=process_side,
         cwd=ROOT,
         env={**os.environ, "TERM": "xterm"},
+        preexec_fn=heed_ctrl_c,
     )
     os.close(process_side)
     seen = b""

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from processes import heed_ctrl_c
 from rich.console import Console
 
 from examples import demo
@@ -135,7 +136,12 @@ with LocalFlower() as flower:
     flower.run(Path({str(demo.APP)!r}), 2, config, lambda r: print("round", r, flush=True))
 """
     with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     ) as process:
         assert process.stdout is not None
         flower = LocalFlower()
