@@ -115,12 +115,10 @@ def _outermost(adjacency: Adjacency, degree: int) -> tuple[float, npt.NDArray[np
 def _candidates(n: int, degree: int, rng: np.random.Generator) -> Iterator[Adjacency]:
     first = _circulant(n, degree, np.arange(1, degree // 2 + 1))
     yield first
-    if n * degree % 2 == 0:
-        yield _best_circulant(n, degree, rng)
-    for _ in range(DRAWS):
-        shuffled = _shuffled(first, rng)
-        if is_connected(np.argwhere(np.triu(shuffled)), n):
-            yield shuffled
+    others = [_best_circulant(n, degree, rng)] if n * degree % 2 == 0 else []
+    others += [_shuffled(first, rng) for _ in range(DRAWS)]
+    # ρ does not tell: it is 1 for disconnected graphs, and for bipartite ones, such as an even ring, as well.
+    yield from (other for other in others if is_connected(np.argwhere(np.triu(other)), n))
 
 
 def _circulant(n: int, degree: int, offsets: npt.NDArray[np.int64]) -> Adjacency:

@@ -35,6 +35,12 @@ def test_regular_connected_and_as_good_as_it_says(n: int, data: st.DataObject) -
     assert found.links.tolist() == ramanujan(n, degree, seed).links.tolist()
 
 
+def test_connected_where_rho_does_not_tell() -> None:
+    """An even ring is bipartite, so that its ρ is 1, as that of two rings."""
+    for n in range(4, 61, 2):
+        check(ramanujan(n, 2), n, 2)
+
+
 @pytest.mark.parametrize(("n", "degree"), [(33, 3), (33, 4), (50, 3), (64, 6), (301, 4), (21, 20), (7, 5)])
 def test_the_bound_is_met(n: int, degree: int) -> None:
     found = ramanujan(n, degree)
