@@ -16,7 +16,10 @@ int fe_has_arguments(const char *function, Py_ssize_t received, Py_ssize_t expec
 /* None, or NULL with an exception for what a kernel returned: -1 is lack of memory, else an error of the thread pool. */
 PyObject *fe_as_none(int error);
 
-/* The functions of cext/gradient_filter, up to a sentinel. */
-extern PyMethodDef fe_gradient_filter_methods[];
+/* Writes an address to the pointer at `address`; it may be NULL, that is 0, only where `optional`. -1 with an exception. */
+int fe_read_address(PyObject *object, const char *name, int optional, void *address);
+
+/* The functions of cext/gradient_filter and cext/spectrum, up to a sentinel. */
+extern PyMethodDef fe_gradient_filter_methods[], fe_spectrum_methods[];
 
 #endif

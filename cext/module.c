@@ -9,6 +9,9 @@
 #include "mix/mix.h"
 #include "parallel.h"
 #include "sign_bits/sign_bits.h"
+#include "spectrum/spectrum.h"
+
+#include <string.h>
 
 /* Every kernel family, so that Python can report which version of each one runs. */
 static const struct {
@@ -18,6 +21,7 @@ static const struct {
     {"mix", fe_mix_isa},
     {"gradient_filter", fe_gradient_filter_isa},
     {"sign_bits", fe_sign_bits_isa},
+    {"spectrum", fe_spectrum_isa},
 };
 
 int fe_as_isa(PyObject *object, fe_isa *isa) {
@@ -35,6 +39,18 @@ int fe_has_arguments(const char *function, Py_ssize_t received, Py_ssize_t expec
     if (received == expected)
         return 1;
     PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, received %zd", function, expected, received);
+    return 0;
+}
+
+int fe_read_address(PyObject *object, const char *name, int optional, void *address) {
+    void *value = PyLong_AsVoidPtr(object);
+    if (PyErr_Occurred())
+        return -1;
+    if (!value && !optional) {
+        PyErr_Format(PyExc_ValueError, "the address of %s is null", name);
+        return -1;
+    }
+    memcpy(address, &value, sizeof value);
     return 0;
 }
 
@@ -233,7 +249,11 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static int add_families(PyObject *module) { return PyModule_AddFunctions(module, fe_gradient_filter_methods); }
+static int add_families(PyObject *module) {
+    if (PyModule_AddFunctions(module, fe_gradient_filter_methods) < 0)
+        return -1;
+    return PyModule_AddFunctions(module, fe_spectrum_methods);
+}
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)add_families}, {0, NULL}};
 

@@ -1,0 +1,19 @@
+/* Vectors of floats and what kernels do with them, for one instruction set: a header of kernels is included after it, then
+ * end.h. `load` and `store` take n lanes, 1 <= n <= LANES; a loaded vector's other lanes are 0. Here, plain C: one lane. */
+#define VEC float
+#define LANES 1
+#define TARGET
+#define NAME(name) name##_serial
+
+FE_INLINE VEC NAME(set)(float value) { return value; }
+FE_INLINE VEC NAME(load)(const float *from, int64_t n) {
+    (void)n;
+    return *from;
+}
+FE_INLINE void NAME(store)(float *to, VEC value, int64_t n) {
+    (void)n;
+    *to = value;
+}
+FE_INLINE VEC NAME(add)(VEC a, VEC b) { return a + b; }
+FE_INLINE VEC NAME(subtract)(VEC a, VEC b) { return a - b; }
+FE_INLINE VEC NAME(multiply_add)(VEC a, VEC b, VEC c) { return a * b + c; }

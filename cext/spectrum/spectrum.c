@@ -1,0 +1,123 @@
+#include "spectrum.h"
+
+#include "common.h"
+#include "parallel.h"
+
+#include <string.h>
+
+#include "lanes/serial.h"
+#include "tiles.h"
+#include "lanes/end.h"
+#if defined(__x86_64__)
+#include "lanes/avx2.h"
+#include "tiles.h"
+#include "lanes/end.h"
+#include "lanes/avx512.h"
+#include "tiles.h"
+#include "lanes/end.h"
+#elif defined(__aarch64__)
+#include "lanes/neon.h"
+#include "tiles.h"
+#include "lanes/end.h"
+#endif
+
+static const tile_version *const kernels[FE_ISA_COUNT] = {
+    [FE_SERIAL] = &version_serial,
+#if defined(__x86_64__)
+    [FE_AVX2] = &version_avx2,
+    [FE_AVX512] = &version_avx512,
+#elif defined(__aarch64__)
+    [FE_NEON] = &version_neon,
+#endif
+};
+
+enum {
+    /* Floats of a map that are worth a thread. */
+    GRAIN = 8192,
+    /* Channels of an image that are put together at a time: whole cache lines. */
+    CHANNELS = 64,
+};
+
+fe_isa fe_spectrum_isa(fe_isa ceiling) {
+    fe_version versions[FE_ISA_COUNT];
+    for (int isa = 0; isa < FE_ISA_COUNT; isa++)
+        versions[isa] = kernels[isa] ? (fe_version)kernels[isa]->analyse_row : NULL;
+    return fe_isa_choose(ceiling, versions);
+}
+
+static int product_fits(const int64_t *factors, int count) {
+    int64_t product = sizeof(float);
+    for (int i = 0; i < count; i++)
+        if (factors[i] < 0 || __builtin_mul_overflow(product, factors[i], &product))
+            return 0;
+    return 1;
+}
+
+static int axis_is_valid(const fe_tiling *tiling, int axis) {
+    int64_t highest = tiling->highest[axis], end;
+    if (tiling->tiles[axis] < 1 || tiling->step[axis] < 1 || tiling->window[axis] < 1 ||
+        tiling->window[axis] > FE_WIDEST_WINDOW || highest < 0 || highest > FE_HIGHEST ||
+        tiling->offset[axis] > INT64_MAX / 4 || tiling->offset[axis] < -INT64_MAX / 4 ||
+        __builtin_mul_overflow(tiling->tiles[axis], tiling->step[axis], &end) || end > INT64_MAX / 4)
+        return 0;
+    for (int64_t k = 0; k < tiling->frequencies; k++) {
+        int64_t f = tiling->waves_of[2 * k + axis];
+        if ((f < 0 ? -f : f) > highest || (axis == 0 && f < 0))
+            return 0;
+    }
+    return 1;
+}
+
+int fe_tiling_is_valid(const fe_tiling *tiling) {
+    const int64_t map[] = {tiling->images, tiling->channels, tiling->height, tiling->width};
+    const int64_t spectra[] = {1 + 3 * tiling->frequencies, tiling->images, tiling->channels, tiling->tiles[0],
+                               tiling->tiles[1]};
+    return tiling->frequencies >= 0 && tiling->frequencies <= DOFS * DOFS && axis_is_valid(tiling, 0) &&
+           axis_is_valid(tiling, 1) && product_fits(map, 4) && product_fits(spectra, 5);
+}
+
+typedef struct {
+    tile_job job;
+    const tile_version *version;
+} tile_work;
+
+static void analyse_rows(int64_t first, int64_t last, void *context) {
+    const tile_work *work = context;
+    int64_t rows = work->job.tiling->tiles[0];
+    for (int64_t i = first; i < last; i++)
+        work->version->analyse_row(&work->job, i / rows, i % rows);
+}
+
+int fe_analyse(fe_isa ceiling, float *out, const float *map, const fe_tiling *tiling, int sums) {
+    tile_work work = {
+        .job = {.tiling = tiling, .map = map, .spectra = out, .sums = sums},
+        .version = kernels[fe_spectrum_isa(ceiling)],
+    };
+    int64_t floats = tiling->window[0] * tiling->width * tiling->channels;
+    return fe_parallel_for(tiling->images * tiling->tiles[0], GRAIN / (floats + 1) + 1, analyse_rows, &work);
+}
+
+static int64_t blocks_of(const fe_tiling *tiling) { return (tiling->channels + CHANNELS - 1) / CHANNELS; }
+
+static void synthesise_blocks(int64_t first, int64_t last, void *context) {
+    const tile_work *work = context;
+    const fe_tiling *tiling = work->job.tiling;
+    int64_t cells = tiling->height * tiling->width, channels = tiling->channels, blocks = blocks_of(tiling);
+    for (int64_t i = first; i < last; i++) {
+        int64_t image = i / blocks, begin = i % blocks * CHANNELS;
+        int64_t end = begin + CHANNELS < channels ? begin + CHANNELS : channels;
+        float *map = work->job.out + image * cells * channels;
+        for (int64_t cell = 0; cell < cells; cell++)
+            memset(map + cell * channels + begin, 0, (size_t)(end - begin) * sizeof *map);
+        work->version->synthesise_image(&work->job, image, begin, end);
+    }
+}
+
+int fe_synthesise(fe_isa ceiling, float *map, const float *products, const fe_tiling *tiling) {
+    tile_work work = {
+        .job = {.tiling = tiling, .products = products, .out = map},
+        .version = kernels[fe_spectrum_isa(ceiling)],
+    };
+    int64_t floats = tiling->height * tiling->width * CHANNELS;
+    return fe_parallel_for(tiling->images * blocks_of(tiling), GRAIN / (floats + 1) + 1, synthesise_blocks, &work);
+}

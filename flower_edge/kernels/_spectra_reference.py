@@ -1,0 +1,82 @@
+"""The slow twins of `_spectra.py`, in plain torch, for any floating dtype and device."""
+
+import math
+from typing import TYPE_CHECKING
+
+from flower_edge.kernels._tiling import Tiling
+
+if TYPE_CHECKING:
+    import torch
+
+
+def tile_spectra_reference(x: "torch.Tensor", cut: Tiling, *, sums: bool = False) -> "torch.Tensor":
+    """Do what :func:`tile_spectra` does, in plain torch.
+
+    Parameters
+    ----------
+    x, cut, sums
+        As in :func:`tile_spectra`; `x` may have any floating dtype and device.
+
+    Returns
+    -------
+    torch.Tensor
+        Of the dtype of `x`.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    images, channels = cut.shape[:2]
+    reach = [cut.step[axis] * (cut.tiles[axis] - 1) + cut.window[axis] for axis in range(2)]
+    before = [cut.offset[axis] for axis in range(2)]
+    after = [reach[axis] - before[axis] - cut.shape[2 + axis] for axis in range(2)]
+    padded = pad(x, (before[1], after[1], before[0], after[0]))
+    windows = padded.unfold(2, cut.window[0], cut.step[0]).unfold(3, cut.window[1], cut.step[1])
+    spectra = torch.einsum("ncpqij,kij->knpqc", windows, _waves(cut, x))
+    spectra = spectra.reshape(cut.rows, images * cut.tiles[0] * cut.tiles[1], channels)
+    count = len(cut.frequencies)
+    if sums:
+        return torch.cat([spectra, spectra[1 : 1 + count] + spectra[1 + count :]])
+    return spectra
+
+
+def map_of_products_reference(products: "torch.Tensor", cut: Tiling) -> "torch.Tensor":
+    """Do what :func:`map_of_products` does, in plain torch.
+
+    Parameters
+    ----------
+    products, cut
+        As in :func:`map_of_products`; `products` may have any floating dtype and device.
+
+    Returns
+    -------
+    torch.Tensor
+        Of the dtype of `products`.
+    """
+    import torch
+    from torch.nn.functional import fold, pad
+
+    images, channels, height, width = cut.shape
+    count = len(cut.frequencies)
+    u, w, s = (products[1 + i * count : 1 + (i + 1) * count] for i in range(3))
+    spectra = torch.cat([products[:1], u - w, s - u - w])
+    cells = torch.einsum("kmc,kij->mcij", spectra, _waves(cut, products))
+    columns = cells.reshape(images, cut.tiles[0] * cut.tiles[1], channels * cut.window[0] * cut.window[1])
+    reach = [cut.step[axis] * (cut.tiles[axis] - 1) + cut.window[axis] for axis in range(2)]
+    whole = fold(columns.mT, (reach[0], reach[1]), cut.window, stride=cut.step)
+    # A negative pad cuts off.
+    before = [-cut.offset[axis] for axis in range(2)]
+    after = [size - reach[axis] - before[axis] for axis, size in enumerate((height, width))]
+    cropped: torch.Tensor = pad(whole, (before[1], after[1], before[0], after[0]))
+    return cropped.contiguous(memory_format=torch.channels_last)
+
+
+def _waves(cut: Tiling, like: "torch.Tensor") -> "torch.Tensor":
+    """Give the waves on a window: shape (rows, height, width)."""
+    import torch
+
+    places = [torch.from_numpy(cut.places(axis)) for axis in range(2)]
+    frequencies = torch.tensor(cut.frequencies, dtype=torch.float64).reshape(-1, 2)
+    turns = frequencies / torch.tensor(cut.period, dtype=torch.float64)
+    angles = 2 * math.pi * (turns[:, :1, None] * places[0][:, None] + turns[:, 1:, None] * places[1])
+    constant = torch.ones(1, *cut.window, dtype=torch.float64)
+    return torch.cat([constant, angles.cos(), angles.sin()]).to(like.dtype).to(like.device)
