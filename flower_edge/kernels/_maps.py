@@ -37,7 +37,7 @@ def is_served(tensor: "torch.Tensor") -> bool:
     """Tell whether the compiled kernels can read this tensor: float32 on the CPU."""
     import torch
 
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and not tensor.is_neg()
+    return tensor.dtype == torch.float32 and tensor.is_cpu and not tensor.is_neg()
 
 
 def is_channels_last(tensor: "torch.Tensor") -> bool:

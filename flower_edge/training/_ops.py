@@ -123,8 +123,8 @@ def _without_autocast(device: str) -> AbstractContextManager[None]:
     return torch.autocast(device, enabled=False) if autocast_enabled(device) else nullcontext()
 
 
-def _patches(y_shape: Sequence[int], patch_size: int) -> list[int]:
-    return [-(-cells // patch_size) for cells in y_shape[2:]]
+def _patches(y_shape: Sequence[int], patch_size: int) -> tuple[int, int]:
+    return -(-y_shape[2] // patch_size), -(-y_shape[3] // patch_size)
 
 
 def _windows(
