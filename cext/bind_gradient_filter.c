@@ -34,6 +34,16 @@ static int read_grid(PyObject *const *args, PyObject *slots, fe_grid *grid) {
     return -1;
 }
 
+static int has_means(const fe_grid *grid) {
+    return grid->side == 1 || (grid->window[0] == grid->side && grid->window[1] == grid->side);
+}
+
+/* Whether grids of the gradient and of the input of a layer have the same patches. */
+static int belong_together(const fe_grid *grad, const fe_grid *x) {
+    return grad->images == x->images && grad->side == x->side && grad->patches[0] == x->patches[0] &&
+           grad->patches[1] == x->patches[1] && has_means(grad);
+}
+
 static fe_layout as_layout(PyObject *channels_last) {
     return PyObject_IsTrue(channels_last) == 1 ? FE_CHANNELS_LAST : FE_CONTIGUOUS;
 }
@@ -66,7 +76,7 @@ static PyObject *py_patch_pool(PyObject *module, PyObject *const *args, Py_ssize
         return NULL;
     fe_layout layout = as_layout(args[3]);
     int means = PyObject_IsTrue(args[4]), error;
-    if (means && grid.side > 1 && (grid.window[0] != grid.side || grid.window[1] != grid.side)) {
+    if (means && !has_means(&grid)) {
         PyErr_SetString(PyExc_ValueError, "means of more than one component need windows without upsampling");
         return NULL;
     }
@@ -116,10 +126,7 @@ static PyObject *py_depthwise_backward(PyObject *module, PyObject *const *args, 
         read_address(args[5], "tap_sums", !grad_x, &tap_sums) < 0 || read_grid(args + 9, args[8], &grad_grid) < 0 ||
         read_grid(args + 9 + GRID_NUMBERS, args[8], &x_grid) < 0)
         return NULL;
-    if (grad_grid.images != x_grid.images || grad_grid.channels != x_grid.channels || grad_grid.side != x_grid.side ||
-        grad_grid.patches[0] != x_grid.patches[0] || grad_grid.patches[1] != x_grid.patches[1] ||
-        (grad_grid.side > 1 &&
-         (grad_grid.window[0] != grad_grid.side || grad_grid.window[1] != grad_grid.side))) {
+    if (!belong_together(&grad_grid, &x_grid) || grad_grid.channels != x_grid.channels) {
         PyErr_SetString(PyExc_ValueError, "the grids of gradient and input do not belong together");
         return NULL;
     }
@@ -130,6 +137,55 @@ static PyObject *py_depthwise_backward(PyObject *module, PyObject *const *args, 
     int error;
     Py_BEGIN_ALLOW_THREADS
     error = fe_depthwise_backward(isa, grad_x, gram, grad, x_sums, tap_sums, &grad_grid, &x_grid, layout, scale);
+    Py_END_ALLOW_THREADS
+    return fe_as_none(error);
+}
+
+/* What Python sets once, before it calls conv_backward. */
+static fe_sgemm_fn sgemm;
+
+PyDoc_STRVAR(set_sgemm_doc, "set_sgemm(address)\n\nMultiply matrices with BLAS's sgemm_ at this address, 32-bit integers.");
+
+static PyObject *py_set_sgemm(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    if (!fe_has_arguments("set_sgemm", nargs, 1))
+        return NULL;
+    void *address = PyLong_AsVoidPtr(args[0]);
+    if (PyErr_Occurred())
+        return NULL;
+    sgemm = (fe_sgemm_fn)(uintptr_t)address;
+    return Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(conv_doc, "conv_backward(isa, grad_x, gram, grad, x_sums, tap_sums, scratch, scratch_floats, pieces, slab_rows, "
+                       "slots, *grad_grid, *x_grid)\n\nBoth gradients of a filtered convolution, channels last; grad_x or "
+                       "gram may be 0.");
+
+static PyObject *py_conv_backward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    fe_isa isa;
+    fe_grid grad_grid, x_grid;
+    fe_conv_maps maps;
+    float *scratch;
+    if (!fe_has_arguments("conv_backward", nargs, 11 + 2 * GRID_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
+        read_address(args[1], "grad_x", 1, &maps.grad_x) < 0 || read_address(args[2], "gram", 1, &maps.gram) < 0 ||
+        read_address(args[3], "grad", 0, &maps.grad) < 0 || read_address(args[4], "x_sums", !maps.gram, &maps.x_sums) < 0 ||
+        read_address(args[5], "tap_sums", !maps.grad_x, &maps.tap_sums) < 0 ||
+        read_address(args[6], "scratch", 0, &scratch) < 0 || read_grid(args + 11, args[10], &grad_grid) < 0 ||
+        read_grid(args + 11 + GRID_NUMBERS, args[10], &x_grid) < 0)
+        return NULL;
+    int64_t floats = PyLong_AsLongLong(args[7]);
+    fe_slabs slabs = {.pieces = PyLong_AsLongLong(args[8]), .slab_rows = PyLong_AsLongLong(args[9])};
+    if (PyErr_Occurred())
+        return NULL;
+    int64_t needed = slabs.pieces < 1 || slabs.slab_rows < 1 ? -1 : fe_conv_scratch(&grad_grid, &x_grid, slabs);
+    if (!sgemm || needed < 0 || needed > floats || !belong_together(&grad_grid, &x_grid)) {
+        PyErr_SetString(PyExc_ValueError, "the grids do not belong together, the scratch is too small, or no sgemm is set");
+        return NULL;
+    }
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = fe_conv_backward(isa, sgemm, &maps, &grad_grid, &x_grid, slabs, scratch);
     Py_END_ALLOW_THREADS
     return fe_as_none(error);
 }
@@ -194,6 +250,8 @@ PyMethodDef fe_gradient_filter_methods[] = {
     {"patch_pool", (PyCFunction)(void (*)(void))py_patch_pool, METH_FASTCALL, patch_pool_doc},
     {"patch_fill", (PyCFunction)(void (*)(void))py_patch_fill, METH_FASTCALL, patch_fill_doc},
     {"depthwise_backward", (PyCFunction)(void (*)(void))py_depthwise_backward, METH_FASTCALL, depthwise_doc},
+    {"set_sgemm", (PyCFunction)(void (*)(void))py_set_sgemm, METH_FASTCALL, set_sgemm_doc},
+    {"conv_backward", (PyCFunction)(void (*)(void))py_conv_backward, METH_FASTCALL, conv_doc},
     {"collapse_taps", (PyCFunction)(void (*)(void))py_collapse_taps, METH_FASTCALL, collapse_taps_doc},
     {"spread_taps", (PyCFunction)(void (*)(void))py_spread_taps, METH_FASTCALL, spread_taps_doc},
     {NULL, NULL, 0, NULL},

@@ -16,6 +16,12 @@ enum {
     /* Bytes, a page: cores' own prefetchers lose their way at its end. The best of 1 to 8 KB. */
     AHEAD = 4096,
     MOST_CELLS = FE_LARGEST_SIDE * FE_LARGEST_SIDE,
+    /* A usual last-level cache. A map that would fill a third of it is written around it: beside the map that it was
+     * made from and the one that its reader makes of it, little of it would be left there. */
+    CACHE_BYTES = 32 << 20,
+    LINE = 64,
+    /* Torch's own grain, in floats. */
+    GRAIN = 32768,
 };
 
 /* Cells of the map that fall to one block of a window. */
@@ -37,6 +43,8 @@ typedef struct {
     view map;
     const float *in;
     float *out;
+    /* Rows of patches, counted through all images, before the first whose components are held. */
+    int64_t first;
     int means, stream;
     float scale;
 } patch_job;
@@ -61,6 +69,9 @@ typedef struct {
     void (*depthwise_plane)(const depthwise_job *job, int64_t image, int64_t channel, float *gram);
 } filter_version;
 
+/* The kernels that run under this ceiling. */
+const filter_version *fe_filter_version(fe_isa ceiling);
+
 FE_INLINE span clip(int64_t begin, int64_t end, int64_t length) {
     begin = begin < 0 ? 0 : begin;
     end = end > length ? length : end;
@@ -84,6 +95,25 @@ FE_INLINE int64_t blocks_of(span *blocks, const fe_grid *grid, int axis, int64_t
 FE_INLINE span covered(const fe_grid *grid, int axis) {
     return clip(-grid->offset[axis], grid->patches[axis] * grid->window[axis] - grid->offset[axis],
                 axis ? grid->width : grid->height);
+}
+
+FE_INLINE view view_of(const fe_grid *grid, fe_layout layout) {
+    int64_t lanes = layout == FE_CHANNELS_LAST ? grid->channels : 1;
+    return (view){
+        .grid = grid,
+        .lanes = lanes,
+        .image = grid->channels * grid->height * grid->width,
+        .row = grid->width * lanes,
+        .cell = lanes,
+        .component = grid->images * grid->patches[0] * grid->patches[1] * grid->channels,
+    };
+}
+
+/* Whether a map is written around the cache. */
+FE_INLINE int is_streamed(const float *out, const fe_grid *grid, int64_t lanes) {
+    int64_t floats = grid->images * grid->channels * grid->height * grid->width;
+    return floats > CACHE_BYTES / 3 / (int64_t)sizeof(float) && (uintptr_t)out % LINE == 0 &&
+           (lanes == 1 || lanes * sizeof(float) % LINE == 0);
 }
 
 FE_INLINE void zero(float *begin, int64_t count) { memset(begin, 0, (size_t)count * sizeof *begin); }

@@ -24,12 +24,6 @@ static const filter_version *const kernels[FE_ISA_COUNT] = {
 };
 
 enum {
-    /* Torch's own grain, in floats. */
-    GRAIN = 32768,
-    /* A usual last-level cache. A map that would fill a third of it is written around it: beside the map that it was
-     * made from and the one that its reader makes of it, little of it would be left there. */
-    CACHE_BYTES = 32 << 20,
-    LINE = 64,
     /* Pieces whose sums are added up in a fixed order, whoever made them. */
     PIECES = 64,
 };
@@ -40,6 +34,8 @@ fe_isa fe_gradient_filter_isa(fe_isa ceiling) {
         versions[isa] = kernels[isa] ? (fe_version)kernels[isa]->pool_row : NULL;
     return fe_isa_choose(ceiling, versions);
 }
+
+const filter_version *fe_filter_version(fe_isa ceiling) { return kernels[fe_gradient_filter_isa(ceiling)]; }
 
 static int product_fits(const int64_t *factors, int count) {
     int64_t product = 8;
@@ -68,29 +64,11 @@ int fe_grid_is_valid(const fe_grid *grid) {
     return product_fits(map, 4) && product_fits(sums, 5);
 }
 
-static view view_of(const fe_grid *grid, fe_layout layout) {
-    int64_t lanes = layout == FE_CHANNELS_LAST ? grid->channels : 1;
-    return (view){
-        .grid = grid,
-        .lanes = lanes,
-        .image = grid->channels * grid->height * grid->width,
-        .row = grid->width * lanes,
-        .cell = lanes,
-        .component = grid->images * grid->patches[0] * grid->patches[1] * grid->channels,
-    };
-}
-
 static int is_power_of_two(int64_t number) { return (number & (number - 1)) == 0; }
 
 /* Whether the kernels of planes.h can take windows of this grid. */
 static int has_planes(const filter_version *version, const fe_grid *grid) {
     return version->pool_plane && grid->window[1] <= WIDEST && is_power_of_two(grid->window[1] / grid->side);
-}
-
-static int is_streamed(const float *out, const fe_grid *grid, int64_t lanes) {
-    int64_t floats = grid->images * grid->channels * grid->height * grid->width;
-    return floats > CACHE_BYTES / 3 / (int64_t)sizeof(float) && (uintptr_t)out % LINE == 0 &&
-           (lanes == 1 || lanes * sizeof(float) % LINE == 0);
 }
 
 static int64_t grain_of(int64_t floats) { return GRAIN / (floats + 1) + 1; }
@@ -147,7 +125,7 @@ static int run_patches(patch_work *work, fe_layout layout) {
 int fe_patch_pool(fe_isa ceiling, float *out, const float *map, const fe_grid *grid, fe_layout layout, int means) {
     patch_work work = {
         .job = {.map = view_of(grid, layout), .in = map, .out = out, .means = means, .scale = 1.0f},
-        .version = kernels[fe_gradient_filter_isa(ceiling)],
+        .version = fe_filter_version(ceiling),
     };
     return run_patches(&work, layout);
 }
@@ -156,7 +134,7 @@ int fe_patch_fill(fe_isa ceiling, float *map, const float *coefficients, const f
                   float scale) {
     patch_work work = {
         .job = {.map = view_of(grid, layout), .in = coefficients, .out = map, .scale = scale},
-        .version = kernels[fe_gradient_filter_isa(ceiling)],
+        .version = fe_filter_version(ceiling),
         .is_fill = 1,
     };
     work.job.stream = is_streamed(map, grid, work.job.map.lanes);
@@ -253,7 +231,7 @@ int fe_depthwise_backward(fe_isa ceiling, float *grad_x, float *gram, const floa
                 .stream = grad_x && is_streamed(grad_x, x_grid, layout == FE_CHANNELS_LAST ? x_grid->channels : 1),
                 .scale = scale,
             },
-        .version = kernels[fe_gradient_filter_isa(ceiling)],
+        .version = fe_filter_version(ceiling),
         .gram = gram,
     };
     if (layout == FE_CHANNELS_LAST)

@@ -112,7 +112,7 @@ TARGET FE_INLINE void NAME(pool_row_of)(const patch_job *job, int64_t image, int
     VEC cells[MOST_CELLS];
     int64_t real_rows = blocks_of(rows, grid, 0, p, side);
     const float *x = job->in + image * job->map.image;
-    float *out = job->out + (image * grid->patches[0] + p) * patches * lanes;
+    float *out = job->out + (image * grid->patches[0] + p - job->first) * patches * lanes;
     for (int64_t u = 0; u < components; u++)
         slots[u] = grid->slots[u];
     for (int64_t q = 0; q < patches; q++, out += lanes) {
@@ -190,7 +190,7 @@ TARGET FE_INLINE void NAME(fill_row_of)(const patch_job *job, int64_t image, int
     _Alignas(64) float stage[STAGE];
     VEC scale = NAME(set)(job->scale);
     float *x = job->out + image * job->map.image;
-    const float *in = job->in + (image * grid->patches[0] + p) * patches * lanes;
+    const float *in = job->in + (image * grid->patches[0] + p - job->first) * patches * lanes;
     blocks_of(rows, grid, 0, p, side);
     zero_rows(x, row, grid, p);
     NAME(zero_columns)(x, &job->map, rows, side);

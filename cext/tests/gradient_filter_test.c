@@ -160,21 +160,32 @@ static int is_intact(const float *buffer, int64_t count) {
     return 1;
 }
 
-static void check(fe_isa isa, fe_layout layout, const shape *s) {
+typedef struct {
     unsigned char slots[FE_LARGEST_SIDE * FE_LARGEST_SIDE];
+    fe_grid x, y;
+} grids;
+
+/* Of input and output; `of` is filled in, since grids point into it. */
+static void cut(grids *of, const shape *s) {
     int64_t side = s->components > 1 ? s->patch : 1, window = s->patch * s->stride;
     int64_t rows = (s->height + s->stride - 1) / s->stride, columns = (s->width + s->stride - 1) / s->stride;
     /* Any order but the constant first. */
     for (int64_t u = 0; u < s->components; u++)
-        slots[u] = (unsigned char)(u ? side * side - u : 0);
-    fe_grid y = {.images = s->images, .channels = s->channels, .height = rows, .width = columns,
-                 .window = {s->patch, s->patch}, .side = side, .components = s->components, .slots = slots,
-                 .patches = {(rows + s->patch - 1) / s->patch, (columns + s->patch - 1) / s->patch}};
-    fe_grid x = y;
-    x.height = s->height;
-    x.width = s->width;
-    x.window[0] = x.window[1] = window;
-    x.offset[0] = x.offset[1] = s->offset;
+        of->slots[u] = (unsigned char)(u ? side * side - u : 0);
+    of->y = (fe_grid){.images = s->images, .channels = s->channels, .height = rows, .width = columns,
+                      .window = {s->patch, s->patch}, .side = side, .components = s->components, .slots = of->slots,
+                      .patches = {(rows + s->patch - 1) / s->patch, (columns + s->patch - 1) / s->patch}};
+    of->x = of->y;
+    of->x.height = s->height;
+    of->x.width = s->width;
+    of->x.window[0] = of->x.window[1] = window;
+    of->x.offset[0] = of->x.offset[1] = s->offset;
+}
+
+static void check(fe_isa isa, fe_layout layout, const shape *s) {
+    grids of;
+    cut(&of, s);
+    fe_grid x = of.x, y = of.y;
     if (!fe_grid_is_valid(&x) || !fe_grid_is_valid(&y))
         fail("refused", isa, layout, s);
     int64_t cells = s->images * s->channels * s->height * s->width;
@@ -211,6 +222,75 @@ static void check(fe_isa isa, fe_layout layout, const shape *s) {
     if (memcmp(out, again, (size_t)cells * sizeof *out) != 0 ||
         memcmp(gram, gram_again, (size_t)(s->components * s->channels) * sizeof *gram) != 0)
         fail("depthwise apart", isa, layout, s);
+}
+
+/* BLAS's sgemm_ as far as it is used: b is never transposed here, and c not read for a beta of 0. */
+static void plain_sgemm(const char *transa, const char *transb, const int *m, const int *n, const int *k,
+                        const float *alpha, const float *a, const int *lda, const float *b, const int *ldb,
+                        const float *beta, float *c, const int *ldc) {
+    for (int j = 0; j < *n; j++)
+        for (int i = 0; i < *m; i++) {
+            double sum = 0.0;
+            for (int l = 0; l < *k; l++)
+                sum += (double)a[*transa == 'N' ? (int64_t)l * *lda + i : (int64_t)i * *lda + l] *
+                       (double)b[*transb == 'N' ? (int64_t)j * *ldb + l : (int64_t)l * *ldb + j];
+            float *to = c + (int64_t)j * *ldc + i;
+            *to = (float)((double)*alpha * sum + (*beta != 0.0f ? (double)*beta * (double)*to : 0.0));
+        }
+}
+
+static float scratch[MOST + CANARY], products[MOST], conv_gram[MOST + CANARY];
+
+/* Whether a convolution's gram of `outputs` outputs is the products of its means and sums. */
+static int conv_gram_is_right(const fe_grid *y, const fe_grid *x) {
+    int64_t points = y->images * y->patches[0] * y->patches[1];
+    for (int64_t u = 0; u < y->components; u++)
+        for (int64_t o = 0; o < y->channels; o++)
+            for (int64_t i = 0; i < x->channels; i++) {
+                double sum = 0.0, magnitude = 0.0;
+                for (int64_t p = 0; p < points; p++) {
+                    double term = (double)means[(u * points + p) * y->channels + o] *
+                                  (double)sums[(u * points + p) * x->channels + i];
+                    sum += term;
+                    magnitude += fabs(term);
+                }
+                if (!near(conv_gram[(u * y->channels + o) * x->channels + i], sum, magnitude))
+                    return 0;
+            }
+    return 1;
+}
+
+/* A convolution from as many channels as the shape says to 5, in slabs of some rows. */
+static void check_conv(fe_isa isa, const shape *s, fe_slabs slabs) {
+    grids of;
+    cut(&of, s);
+    fe_grid x = of.x, y = of.y;
+    y.channels = 5;
+    int64_t cells = s->images * s->channels * s->height * s->width, grams = s->components * y.channels * s->channels;
+    int64_t points = s->images * y.patches[0] * y.patches[1], floats = fe_conv_scratch(&y, &x, slabs);
+    fe_patch_pool(isa, sums, map, &x, FE_CHANNELS_LAST, 0);
+    fe_patch_pool(isa, means, grad, &y, FE_CHANNELS_LAST, 1);
+    for (int64_t u = 0; u < s->components; u++) {
+        const int m = (int)s->channels, n = (int)points, k = 5;
+        const float one = 1.0f, none = 0.0f;
+        plain_sgemm("N", "N", &m, &n, &k, &one, tap_sums + u * k * m, &m, means + u * points * k, &k, &none,
+                    products + u * points * m, &m);
+    }
+    fe_conv_maps maps = {guarded(out, cells), guarded(conv_gram, grams), grad, sums, tap_sums};
+    fe_conv_backward(isa, plain_sgemm, &maps, &y, &x, slabs, guarded(scratch, floats));
+    if (!fill_is_right(out, products, NULL, &x, FE_CHANNELS_LAST, 1.0) || !is_intact(out, cells))
+        fail("convolution grad_x", isa, FE_CHANNELS_LAST, s);
+    if (!conv_gram_is_right(&y, &x) || !is_intact(conv_gram, grams) || !is_intact(scratch, floats))
+        fail("convolution gram", isa, FE_CHANNELS_LAST, s);
+    memcpy(gram, conv_gram, (size_t)grams * sizeof *gram);
+    fe_set_parallel_for(backwards);
+    maps = (fe_conv_maps){guarded(again, cells), NULL, grad, NULL, tap_sums};
+    fe_conv_backward(isa, plain_sgemm, &maps, &y, &x, slabs, scratch);
+    maps = (fe_conv_maps){NULL, conv_gram, grad, sums, NULL};
+    fe_conv_backward(isa, plain_sgemm, &maps, &y, &x, slabs, scratch);
+    fe_set_parallel_for(NULL);
+    if (memcmp(out, again, (size_t)cells * sizeof *out) != 0 || memcmp(gram, conv_gram, (size_t)grams * sizeof *gram) != 0)
+        fail("convolution apart", isa, FE_CHANNELS_LAST, s);
 }
 
 /* Weights of 7 outputs and `inputs` inputs, in both layouts. */
@@ -261,6 +341,9 @@ int main(void) {
         for (size_t i = 0; fe_isa_available((fe_isa)isa) && i < sizeof shapes / sizeof *shapes; i++) {
             check((fe_isa)isa, FE_CHANNELS_LAST, &shapes[i]);
             check((fe_isa)isa, FE_CONTIGUOUS, &shapes[i]);
+            check_conv((fe_isa)isa, &shapes[i], (fe_slabs){.pieces = 1, .slab_rows = 2});
+            check_conv((fe_isa)isa, &shapes[i], (fe_slabs){.pieces = 3, .slab_rows = 1});
+            check_conv((fe_isa)isa, &shapes[i], (fe_slabs){.pieces = 2, .slab_rows = 4});
         }
     static const int64_t inputs[] = {1, 7, 33}, taps[] = {1, 3, 9, 25}, components[] = {1, 2, 5};
     for (int i = 0; i < 3; i++)

@@ -4,6 +4,7 @@ The extension ``flower_edge._kernels`` chooses the best version for this CPU at 
 thread pool. Where it is missing the slow twins run instead; :func:`explain` says what runs and why.
 """
 
+from flower_edge.kernels._conv import conv_filter_backward, conv_filter_backward_reference
 from flower_edge.kernels._dispatch import Explanation, available_isas, explain, use_isa
 from flower_edge.kernels._grid import walsh_basis
 from flower_edge.kernels._mix import mix, mix_reference
@@ -33,6 +34,8 @@ __all__ = [
     "available_isas",
     "collapse_taps",
     "collapse_taps_reference",
+    "conv_filter_backward",
+    "conv_filter_backward_reference",
     "depthwise_filter_backward",
     "depthwise_filter_backward_reference",
     "explain",

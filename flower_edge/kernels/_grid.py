@@ -66,6 +66,9 @@ def pair(value: Pair, name: str) -> tuple[int, int]:
     """Read an int, or two of them for height and width."""
     if type(value) is int:
         return value, value
+    # What layers pass at every step, and the check for sequences below is slow.
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int:
+        return value
     try:
         if isinstance(value, Sequence):
             rows, columns = value

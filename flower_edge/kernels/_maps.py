@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from flower_edge.kernels._grid import Grid
+from flower_edge.kernels._workspace import workspace
+
 if TYPE_CHECKING:
     import torch
 
@@ -34,7 +37,7 @@ def is_served(tensor: "torch.Tensor") -> bool:
     """Tell whether the compiled kernels can read this tensor: float32 on the CPU."""
     import torch
 
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and not tensor.is_neg()
+    return tensor.dtype == torch.float32 and tensor.is_cpu and not tensor.is_neg()
 
 
 def is_channels_last(tensor: "torch.Tensor") -> bool:
@@ -42,3 +45,50 @@ def is_channels_last(tensor: "torch.Tensor") -> bool:
     import torch
 
     return tensor.shape[1] > 1 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def laid_out_sums(sums: "torch.Tensor", channels_last: bool) -> "torch.Tensor":
+    """Return components of patches in the memory order that goes with a map of this layout."""
+    return sums.contiguous() if channels_last else sums.transpose(1, 2).contiguous()
+
+
+def empty_map(shape: tuple[int, int, int, int], channels_last: bool) -> "torch.Tensor":
+    """Make a map of this layout without setting its values."""
+    _, channels, height, width = shape
+    image = channels * height * width
+    if channels_last:
+        return workspace().empty(shape, (image, 1, width * channels, channels))
+    return workspace().empty(shape, (image, height * width, width, 1))
+
+
+def check_map(tensor: "torch.Tensor", name: str) -> None:
+    """Refuse what kernels cannot read, or what would lose a gradient."""
+    check_floating(tensor, name)
+    check_no_gradient(tensor, name)
+
+
+def shape_of(tensor: "torch.Tensor", name: str) -> tuple[int, ...]:
+    """Check a map and return its shape."""
+    check_map(tensor, name)
+    return tuple(tensor.shape)
+
+
+def needed(tensor: "torch.Tensor | None", name: str, grad: "torch.Tensor") -> "torch.Tensor":
+    """Return what a gradient is made from, or refuse it where it is missing or unlike the gradient."""
+    if tensor is None:
+        raise ValueError(f"{name} is None, but what needs asks for is made from it")
+    check_map(tensor, name)
+    if tensor.dtype != grad.dtype or tensor.device != grad.device:
+        raise TypeError(
+            f"{name} is {tensor.dtype} on {tensor.device}, expected {grad.dtype} on {grad.device} as grad"
+        )
+    return tensor
+
+
+def check_points(tensor: "torch.Tensor", name: str, cut: Grid) -> None:
+    """Refuse components of patches that are not those of a grid."""
+    expected = (cut.components, cut.points, cut.shape[1])
+    if tensor.shape != expected:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, expected {expected}: (components, N * PH * PW, C)"
+        )

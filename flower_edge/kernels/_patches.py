@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._grid import Grid, Pair, grid, pair
-from flower_edge.kernels._maps import check_floating, check_no_gradient, is_channels_last, is_served
+from flower_edge.kernels._maps import (
+    check_map,
+    check_points,
+    empty_map,
+    is_channels_last,
+    is_served,
+    laid_out_sums,
+    needed,
+    shape_of,
+)
 from flower_edge.kernels._patches_reference import (
     depthwise_filter_backward_reference,
     patch_fill_reference,
@@ -68,7 +77,7 @@ def patch_sums(
         If sizes do not fit, or `x` requires gradients in grad mode.
     """
     cut = grid(
-        _shape(x, "x"),
+        shape_of(x, "x"),
         pair(patch_size, "patch_size"),
         pair(offset, "offset"),
         pair(patches, "patches"),
@@ -113,7 +122,7 @@ def patch_means(grad: "torch.Tensor", patch_size: Pair, patches: Pair, component
         If sizes do not fit, or `grad` requires gradients in grad mode.
     """
     cut = grid(
-        _shape(grad, "grad"),
+        shape_of(grad, "grad"),
         pair(patch_size, "patch_size"),
         (0, 0),
         pair(patches, "patches"),
@@ -166,7 +175,7 @@ def patch_fill(
     ValueError
         If sizes do not fit, or `coefficients` requires gradients in grad mode.
     """
-    _check(coefficients, "coefficients")
+    check_map(coefficients, "coefficients")
     if coefficients.ndim != 3:
         raise ValueError(
             f"coefficients has shape {tuple(coefficients.shape)}, expected (components, N * PH * PW, C)"
@@ -179,7 +188,7 @@ def patch_fill(
         coefficients.shape[0],
         pair(upsampling, "upsampling"),
     )
-    _check_points(coefficients, "coefficients", cut)
+    check_points(coefficients, "coefficients", cut)
     if _runs(coefficients):
         return _fill(coefficients, cut, scale, channels_last)
     return patch_fill_reference(
@@ -250,11 +259,11 @@ def depthwise_filter_backward(
     ValueError
         If sizes do not fit, or a tensor that is wanted is missing or requires gradients in grad mode.
     """
-    shape = _shape(grad, "grad")
+    shape = shape_of(grad, "grad")
     window, stride = pair(patch_size, "patch_size"), pair(upsampling, "upsampling")
     number = pair(patches, "patches")
     given = [
-        _needed(tensor, name, grad)
+        needed(tensor, name, grad)
         for tensor, name, need in ((tap_sums, "tap_sums", needs[0]), (x_sums, "x_sums", needs[1]))
         if need
     ]
@@ -271,7 +280,7 @@ def depthwise_filter_backward(
     if needs[0] and tap_sums is not None and tap_sums.shape != (components, shape[1]):
         raise ValueError(f"tap_sums has shape {tuple(tap_sums.shape)}, expected {(components, shape[1])}")
     if needs[1] and x_sums is not None:
-        _check_points(x_sums, "x_sums", cut)
+        check_points(x_sums, "x_sums", cut)
     if _runs(grad) and not any(tensor.is_neg() for tensor in given):
         return _depthwise(
             grad, x_sums if needs[1] else None, tap_sums if needs[0] else None, cut, x_cut, scale
@@ -298,19 +307,6 @@ def _laid_out(x: "torch.Tensor") -> "tuple[torch.Tensor, bool]":
     return x.contiguous(), False
 
 
-def _laid_out_sums(sums: "torch.Tensor", channels_last: bool) -> "torch.Tensor":
-    """Return components of patches in the memory order that goes with a map of this layout."""
-    return sums.contiguous() if channels_last else sums.transpose(1, 2).contiguous()
-
-
-def _empty_map(shape: tuple[int, int, int, int], channels_last: bool) -> "torch.Tensor":
-    _, channels, height, width = shape
-    image = channels * height * width
-    if channels_last:
-        return workspace().empty(shape, (image, 1, width * channels, channels))
-    return workspace().empty(shape, (image, height * width, width, 1))
-
-
 def _pool(x: "torch.Tensor", cut: Grid, means: bool) -> "torch.Tensor":
     x, channels_last = _laid_out(x)
     channels = cut.shape[1]
@@ -325,8 +321,8 @@ def _pool(x: "torch.Tensor", cut: Grid, means: bool) -> "torch.Tensor":
 
 
 def _fill(coefficients: "torch.Tensor", cut: Grid, scale: float, channels_last: bool) -> "torch.Tensor":
-    coefficients = _laid_out_sums(coefficients, channels_last)
-    out = _empty_map(cut.shape, channels_last)
+    coefficients = laid_out_sums(coefficients, channels_last)
+    out = empty_map(cut.shape, channels_last)
     if out.numel():
         addresses = out.data_ptr(), coefficients.data_ptr()
         _extension().patch_fill(
@@ -344,9 +340,9 @@ def _depthwise(
     scale: float,
 ) -> "tuple[torch.Tensor | None, torch.Tensor | None]":
     grad, channels_last = _laid_out(grad)
-    x_sums = None if x_sums is None else _laid_out_sums(x_sums, channels_last)
+    x_sums = None if x_sums is None else laid_out_sums(x_sums, channels_last)
     tap_sums = None if tap_sums is None else tap_sums.contiguous()
-    grad_x = None if tap_sums is None else _empty_map(x_cut.shape, channels_last)
+    grad_x = None if tap_sums is None else empty_map(x_cut.shape, channels_last)
     gram = None if x_sums is None else grad.new_empty(cut.components, cut.shape[1])
     if grad.numel() == 0 or (grad_x is not None and grad_x.numel() == 0):
         return (None if grad_x is None else grad_x.zero_(), None if gram is None else gram.zero_())
@@ -357,32 +353,3 @@ def _depthwise(
         _dispatch.ceiling(), *addresses, channels_last, scale, cut.slots, *cut.numbers, *x_cut.numbers
     )
     return grad_x, gram
-
-
-def _check(tensor: "torch.Tensor", name: str) -> None:
-    check_floating(tensor, name)
-    check_no_gradient(tensor, name)
-
-
-def _shape(tensor: "torch.Tensor", name: str) -> tuple[int, ...]:
-    _check(tensor, name)
-    return tuple(tensor.shape)
-
-
-def _needed(tensor: "torch.Tensor | None", name: str, grad: "torch.Tensor") -> "torch.Tensor":
-    if tensor is None:
-        raise ValueError(f"{name} is None, but what needs asks for is made from it")
-    _check(tensor, name)
-    if tensor.dtype != grad.dtype or tensor.device != grad.device:
-        raise TypeError(
-            f"{name} is {tensor.dtype} on {tensor.device}, expected {grad.dtype} on {grad.device} as grad"
-        )
-    return tensor
-
-
-def _check_points(tensor: "torch.Tensor", name: str, cut: Grid) -> None:
-    expected = (cut.components, cut.points, cut.shape[1])
-    if tensor.shape != expected:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}, expected {expected}: (components, N * PH * PW, C)"
-        )

@@ -1,9 +1,9 @@
 """The kernels' threads: torch's own pool, since two thread runtimes would fight."""
 
-import ctypes
-import os
 import sys
 from types import ModuleType
+
+from flower_edge.kernels._libtorch import address_of
 
 # None until torch has been looked at: its import takes seconds, so a process that does not need it is spared.
 _state: str | None = None
@@ -27,14 +27,11 @@ def connect(extension: ModuleType) -> None:
     ):
         return
     try:
-        # A look-up in torch's own module also searches the libtorch_cpu that it is linked to;
-        # RTLD_NOLOAD makes sure that no second libtorch comes in.
-        library = ctypes.CDLL(torch._C.__file__, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-        parallel_for = library.torch_parallel_for
+        parallel_for = address_of("torch_parallel_for")
     except (OSError, AttributeError) as error:
         _state = f"torch {torch.__version__} has no torch_parallel_for, which came with 2.10 ({error})"
         return
-    extension.set_parallel_for(ctypes.cast(parallel_for, ctypes.c_void_p).value)
+    extension.set_parallel_for(parallel_for)
     _state = ""
 
 

@@ -8,6 +8,7 @@ back when the last tensor over it has died, and serves the next result of about 
 import os
 from bisect import bisect_left, insort
 from collections import deque
+from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,7 @@ class Workspace:
         """
         import torch
 
-        length = 1
-        for extent in shape:
-            length *= extent
+        length = prod(shape)
         if length * _FLOAT < SMALLEST:
             return torch.empty_strided(shape, strides, dtype=torch.float32)
         block = self._take(length)

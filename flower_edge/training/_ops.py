@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import _len_torch_dispatch_stack  # type: ignore[attr-defined]
 
 from flower_edge import kernels
-from flower_edge.kernels._workspace import workspace
 from flower_edge.training._tap_symbols import tap_symbols
 
 if TYPE_CHECKING:
@@ -124,8 +123,8 @@ def _without_autocast(device: str) -> AbstractContextManager[None]:
     return torch.autocast(device, enabled=False) if autocast_enabled(device) else nullcontext()
 
 
-def _patches(y_shape: Sequence[int], patch_size: int) -> list[int]:
-    return [-(-cells // patch_size) for cells in y_shape[2:]]
+def _patches(y_shape: Sequence[int], patch_size: int) -> tuple[int, int]:
+    return -(-y_shape[2] // patch_size), -(-y_shape[3] // patch_size)
 
 
 def _windows(
@@ -219,11 +218,24 @@ def _backward(
             needs=(needs_x, sums is not None),
         )
         gram = None if gram is None else gram.unsqueeze(-1)
+    elif groups == 1:
+        grad_x, gram = kernels.conv_filter_backward(
+            grad,
+            sums,
+            collapsed,
+            x_shape,
+            patch_size,
+            offset,
+            patches,
+            stride,
+            channels_last=channels_last,
+            needs=(needs_x, sums is not None),
+        )
     else:
-        means = kernels.patch_means(grad, patch_size, patches, components)
+        means = _grouped(kernels.patch_means(grad, patch_size, patches, components), groups)
         if needs_x and collapsed is not None:
             grad_x = kernels.patch_fill(
-                _back_through(collapsed, means, groups, channels_last),
+                _back_through(collapsed, means),
                 x_shape,
                 window,
                 offset,
@@ -232,7 +244,7 @@ def _backward(
                 channels_last=channels_last,
             )
         if sums is not None:
-            gram = _gram(means, sums, groups)
+            gram = torch.einsum("umgo,umgi->ugoi", means, _grouped(sums, groups)).flatten(1, 2)
     if gram is not None and scale is not None and unscaled is not None:
         # On the few numbers of the gram, where it costs nothing: the weight has a factor of taps more.
         grad_scale = (gram * unscaled).sum((0, 2))
@@ -244,32 +256,11 @@ def _backward(
     )
 
 
-def _back_through(collapsed: Tensor, means: Tensor, groups: int, channels_last: bool) -> Tensor:
-    """Multiply each patch's coefficients with the transposed weight, in the layout that grad_x will have."""
-    if groups > 1:
-        components, channels, inputs = collapsed.shape
-        in_groups = collapsed.reshape(components, groups, channels // groups, inputs)
-        return torch.einsum("ugoi,umgo->umgi", in_groups, _grouped(means, groups)).flatten(2)
-    if channels_last:
-        return _product(means, collapsed)
-    return _product(collapsed.mT, means.mT).mT
-
-
-def _gram(means: Tensor, sums: Tensor, groups: int) -> Tensor:
-    """Multiply gradient and input of each patch and sum over the patches."""
-    if groups > 1:
-        products = torch.einsum("umgo,umgi->ugoi", _grouped(means, groups), _grouped(sums, groups))
-        return products.flatten(1, 2)
-    return _product(means.mT, sums)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    if left.dtype != torch.float32 or left.device.type != "cpu":
-        return torch.bmm(left, right)
-    components, rows, columns = left.shape[0], left.shape[1], right.shape[2]
-    # Fresh memory for the largest of these takes longer to get than to fill.
-    out = workspace().empty((components, rows, columns), (rows * columns, columns, 1))
-    return torch.bmm(left, right, out=out)
+def _back_through(collapsed: Tensor, means: Tensor) -> Tensor:
+    """Multiply each patch's coefficients with the transposed weight of their group."""
+    components, _, groups, outputs = means.shape
+    in_groups = collapsed.reshape(components, groups, outputs, collapsed.shape[2])
+    return torch.einsum("ugoi,umgo->umgi", in_groups, means).flatten(2)
 
 
 def _grouped(points: Tensor, groups: int) -> Tensor:

@@ -256,6 +256,63 @@ def test_equal_layers_are_measured_once(clock) -> None:
     assert clock.asked == 4
 
 
+def paths(net: nn.Module) -> set[str]:
+    return {layer.path for layer in explain(net).layers}
+
+
+def test_a_close_call_is_measured_again(clock) -> None:
+    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1))), batch(2, 4, 8, 8)
+    clock.exact_seconds, clock.filtered_seconds = 2.0, 3.0
+    for _ in range(15):
+        step(net, x)
+    assert clock.asked == 1
+    assert paths(net) == {"exact"}
+
+    # Another process has gone; now the exact pass is disturbed, and its earlier time stays.
+    clock.exact_seconds, clock.filtered_seconds = 9.0, 1.5
+    step(net, x)
+    assert clock.asked == 2
+    assert paths(net) == {"filtered"}
+    assert net.measurement == Measurement(2.0, 1.5)
+
+    clock.filtered_seconds = 1.0
+    for _ in range(300):
+        net(x)
+    assert clock.asked == 3
+    assert net.measurement == Measurement(2.0, 1.0)
+
+
+def test_a_clear_call_is_measured_once(clock) -> None:
+    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1))), batch(2, 4, 8, 8)
+
+    for _ in range(300):
+        net(x)
+
+    assert clock.asked == 1
+
+
+def test_a_gain_below_a_twentieth_is_no_reason_to_keep_the_input(clock) -> None:
+    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1))), batch(2, 4, 8, 8)
+    clock.exact_seconds, clock.filtered_seconds = 0.97, 1.0
+
+    step(net, x)
+
+    assert paths(net) == {"filtered"}
+
+
+def test_what_is_checkpointed_keeps_its_path(clock) -> None:
+    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1))), batch(2, 4, 8, 8)
+    clock.filtered_seconds = 3.0
+    checkpoint(net, x, use_reentrant=False).sum().backward()
+    clock.filtered_seconds = 1.0
+
+    for _ in range(20):
+        checkpoint(net, x, use_reentrant=False).sum().backward()
+
+    assert clock.asked == 1
+    assert paths(net) == {"exact"}
+
+
 @pytest.mark.parametrize(("filtered_seconds", "path"), [(3.0, "exact"), (1.0, "filtered")])
 def test_the_faster_path_is_taken_and_explained(clock, filtered_seconds, path) -> None:
     clock.filtered_seconds = filtered_seconds

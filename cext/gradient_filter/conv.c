@@ -1,0 +1,124 @@
+/* The backward pass of a convolution, in slabs of patches: their means, both products and the filled map follow each other
+ * while a core's cache holds them, and one core's products run beside another one's traffic with memory. */
+#include "common.h"
+#include "parallel.h"
+
+#include <limits.h>
+
+typedef struct {
+    const filter_version *version;
+    fe_sgemm_fn sgemm;
+    const fe_conv_maps *maps;
+    const fe_grid *grad_grid, *x_grid;
+    fe_slabs slabs;
+    float *scratch;
+    int stream;
+} conv_work;
+
+static int64_t rows_of(const fe_grid *grid) { return grid->images * grid->patches[0]; }
+
+/* Floats of one component of a slab. */
+static int64_t slab_floats(const fe_grid *grid, fe_slabs slabs) {
+    return slabs.slab_rows * grid->patches[1] * grid->channels;
+}
+
+static int64_t gram_floats(const conv_work *work) {
+    return work->grad_grid->components * work->grad_grid->channels * work->x_grid->channels;
+}
+
+int64_t fe_conv_scratch(const fe_grid *grad_grid, const fe_grid *x_grid, fe_slabs slabs) {
+    int64_t outputs = grad_grid->channels, inputs = x_grid->channels, points, a_slab, gram, all;
+    if (__builtin_mul_overflow(slabs.slab_rows, grad_grid->patches[1], &points) || points > INT_MAX ||
+        outputs > INT_MAX || inputs > INT_MAX || __builtin_mul_overflow(points, outputs + inputs, &a_slab) ||
+        __builtin_mul_overflow(outputs, inputs, &gram) || __builtin_add_overflow(a_slab, gram, &all) ||
+        __builtin_mul_overflow(all, grad_grid->components, &all) || __builtin_mul_overflow(all, slabs.pieces, &all) ||
+        all > INT64_MAX / (int64_t)sizeof(float))
+        return -1;
+    return all;
+}
+
+/* c = a b + beta c for row-major matrices, a transposed first where it is given as (inner, rows). */
+static void multiply(const conv_work *work, float *c, const float *a, int transpose, const float *b, int64_t rows,
+                     int64_t inner, int64_t columns, float beta) {
+    const int m = (int)columns, n = (int)rows, k = (int)inner, lda = transpose ? n : k;
+    const float one = 1.0f;
+    work->sgemm("N", transpose ? "T" : "N", &m, &n, &k, &one, b, &m, a, &lda, &beta, c, &m);
+}
+
+/* The rows of patches [first, last), whose gram is added to, or set where they are a piece's first. */
+static void conv_slab(const conv_work *work, int64_t first, int64_t last, float *means, float *gram, int is_first) {
+    const fe_grid *grad_grid = work->grad_grid, *x_grid = work->x_grid;
+    const fe_conv_maps *maps = work->maps;
+    const int64_t outputs = grad_grid->channels, inputs = x_grid->channels, patches = grad_grid->patches[1];
+    const int64_t components = grad_grid->components, a_mean = slab_floats(grad_grid, work->slabs);
+    const int64_t a_product = slab_floats(x_grid, work->slabs), points = (last - first) * patches;
+    float *products = means + components * a_mean;
+    patch_job pool = {.map = view_of(grad_grid, FE_CHANNELS_LAST), .in = maps->grad, .out = means, .means = 1};
+    patch_job fill = {.map = view_of(x_grid, FE_CHANNELS_LAST), .in = products, .out = maps->grad_x};
+    int64_t all_sums = fill.map.component;
+    pool.map.component = a_mean, fill.map.component = a_product;
+    pool.first = fill.first = first;
+    pool.scale = fill.scale = 1.0f;
+    fill.stream = work->stream;
+    for (int64_t row = first; row < last; row++)
+        work->version->pool_row(&pool, row / grad_grid->patches[0], row % grad_grid->patches[0]);
+    for (int64_t u = 0; gram && u < components; u++)
+        multiply(work, gram + u * outputs * inputs, means + u * a_mean, 1,
+                 maps->x_sums + u * all_sums + first * patches * inputs, outputs, points, inputs, is_first ? 0.0f : 1.0f);
+    if (!maps->grad_x)
+        return;
+    for (int64_t u = 0; u < components; u++)
+        multiply(work, products + u * a_product, means + u * a_mean, 0, maps->tap_sums + u * outputs * inputs, points,
+                 outputs, inputs, 0.0f);
+    for (int64_t row = first; row < last; row++)
+        work->version->fill_row(&fill, row / x_grid->patches[0], row % x_grid->patches[0]);
+}
+
+/* The first piece's gram is the result, to which those of the others are added. */
+static float *gram_of(const conv_work *work, int64_t piece) {
+    if (!work->maps->gram || piece == 0)
+        return work->maps->gram;
+    int64_t a_slab = slab_floats(work->grad_grid, work->slabs) + slab_floats(work->x_grid, work->slabs);
+    return work->scratch + work->slabs.pieces * work->grad_grid->components * a_slab + (piece - 1) * gram_floats(work);
+}
+
+static void conv_pieces(int64_t first, int64_t last, void *context) {
+    const conv_work *work = context;
+    int64_t a_slab = slab_floats(work->grad_grid, work->slabs) + slab_floats(work->x_grid, work->slabs);
+    int64_t rows = rows_of(work->grad_grid), pieces = work->slabs.pieces, step = work->slabs.slab_rows;
+    for (int64_t piece = first; piece < last; piece++) {
+        float *means = work->scratch + piece * work->grad_grid->components * a_slab, *gram = gram_of(work, piece);
+        int64_t begin = rows * piece / pieces, end = rows * (piece + 1) / pieces;
+        if (begin == end && gram)
+            zero(gram, gram_floats(work));
+        for (int64_t row = begin; row < end; row += step)
+            conv_slab(work, row, row + step < end ? row + step : end, means, gram, row == begin);
+    }
+}
+
+static void add_grams(int64_t first, int64_t last, void *context) {
+    const conv_work *work = context;
+    for (int64_t piece = 1; piece < work->slabs.pieces; piece++) {
+        const float *part = gram_of(work, piece);
+        for (int64_t i = first; i < last; i++)
+            work->maps->gram[i] += part[i];
+    }
+}
+
+int fe_conv_backward(fe_isa ceiling, fe_sgemm_fn sgemm, const fe_conv_maps *maps, const fe_grid *grad_grid,
+                     const fe_grid *x_grid, fe_slabs slabs, float *scratch) {
+    conv_work work = {
+        .version = fe_filter_version(ceiling),
+        .sgemm = sgemm,
+        .maps = maps,
+        .grad_grid = grad_grid,
+        .x_grid = x_grid,
+        .slabs = slabs,
+        .scratch = scratch,
+        .stream = maps->grad_x && is_streamed(maps->grad_x, x_grid, x_grid->channels),
+    };
+    int error = fe_parallel_for(slabs.pieces, 1, conv_pieces, &work);
+    if (error || !maps->gram || slabs.pieces == 1)
+        return error;
+    return fe_parallel_for(gram_floats(&work), GRAIN, add_grams, &work);
+}
