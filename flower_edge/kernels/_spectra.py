@@ -1,8 +1,8 @@
 """Low frequencies of the tiles of feature maps: what gradient filtering in the Fourier basis is made of.
 
-A map is cut into windows, which may overlap. Of each, the constant and a few low frequencies are kept, every one
-as a cosine and a sine part about the window's centre. A shift of the map turns them into each other, so that
-convolutions act on each frequency alone.
+A map is cut into windows, which may overlap. Of each, the constant and a few low frequencies are kept, every
+one as a cosine and a sine part about the window's centre. A shift of the map turns them into each other, so
+that convolutions act on each frequency alone.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ def tile_spectra(x: "torch.Tensor", cut: Tiling, *, sums: bool = False) -> "torc
     Returns
     -------
     torch.Tensor
-        Shape ``(cut.rows, N * tiles, C)``, contiguous; with `sums`, so many rows more as there are frequencies.
+        Shape ``(cut.rows, N * tiles, C)``, contiguous; with `sums`, one row more for each frequency.
 
     Raises
     ------
@@ -52,18 +52,18 @@ def tile_spectra(x: "torch.Tensor", cut: Tiling, *, sums: bool = False) -> "torc
     out = workspace().empty((rows, cut.points, x.shape[1]), (cut.points * x.shape[1], x.shape[1], 1))
     if x.numel() == 0:
         return out.zero_()
-    _extension().analyse(
-        _dispatch.ceiling(), out.data_ptr(), x.data_ptr(), sums, *cut.waves, cut.encoded_frequencies, *cut.numbers
-    )
+    addresses = out.data_ptr(), x.data_ptr()
+    _extension().analyse(_dispatch.ceiling(), *addresses, sums, *cut.tables, *cut.numbers)
     return out
 
 
 def map_of_products(products: "torch.Tensor", cut: Tiling) -> "torch.Tensor":
     r"""Put a map together from its windows: the transpose of :func:`tile_spectra`.
 
-    Rows of `products` are the constants; then, for each frequency, what three real products leave of a complex
-    one: :math:`u`, then all :math:`w`, then all :math:`s`. A window's value at place :math:`v` is the constant
-    plus :math:`\sum (u - w) \cos(\omega v) + (s - u - w) \sin(\omega v)`; where windows overlap, values add up.
+    Rows of `products` are the constants; then, for each frequency, what three real products leave of a
+    complex one: first all :math:`u`, then all :math:`w`, then all :math:`s`. A window's value at place
+    :math:`v` is the constant plus :math:`\sum (u - w) \cos(\omega v) + (s - u - w) \sin(\omega v)`; where
+    windows overlap, values add up.
 
     Parameters
     ----------
@@ -94,9 +94,8 @@ def map_of_products(products: "torch.Tensor", cut: Tiling) -> "torch.Tensor":
         return out
     if products.numel() == 0:
         return out.zero_()
-    _extension().synthesise(
-        _dispatch.ceiling(), out.data_ptr(), products.data_ptr(), *cut.waves, cut.encoded_frequencies, *cut.numbers
-    )
+    addresses = out.data_ptr(), products.data_ptr()
+    _extension().synthesise(_dispatch.ceiling(), *addresses, *cut.tables, *cut.numbers)
     return out
 
 

@@ -24,8 +24,8 @@ _FARTHEST = 1 << 40
 class Tiling:
     """A map cut into windows, and the waves on a window.
 
-    Window p along an axis covers cells ``[p * step - offset, p * step - offset + window)``. Everything is given
-    along height and width.
+    Window p along an axis covers cells ``[p * step - offset, p * step - offset + window)``. Everything is
+    given along height and width.
 
     Attributes
     ----------
@@ -35,8 +35,7 @@ class Tiling:
         Number of windows, cells from one to the next, cells by which the first begins before the map, and
         cells of one.
     spacing, period : tuple of int
-        The distance between neighbouring cells, and the distance after which the wave of frequency 1 is where it
-        was.
+        The distance between neighbouring cells, and that after which the wave of frequency 1 repeats.
     frequencies : tuple of (int, int)
         Beside the constant; of a frequency and its opposite, one.
     highest : tuple of int
@@ -45,12 +44,11 @@ class Tiling:
         1 + 2 * number of frequencies: the constant, their cosine and their sine parts.
     points : int
         Windows of all images.
-    waves : tuple of bytes
-        What the extension takes: the float32 table of :meth:`wave`, the rows of cosines first.
-    encoded_frequencies : bytes
-        Likewise, as signed bytes.
+    tables : tuple of bytes
+        What the extension takes: float32 cosines and sines along height and along width, at the first half of
+        a window's cells; and the frequencies as signed bytes.
     numbers : tuple of int
-        All the numbers that the extension takes, in its order.
+        What else it takes, in its order.
     """
 
     shape: tuple[int, int, int, int]
@@ -64,23 +62,18 @@ class Tiling:
     highest: tuple[int, int] = field(init=False)
     rows: int = field(init=False)
     points: int = field(init=False)
-    waves: tuple[bytes, bytes] = field(init=False)
-    encoded_frequencies: bytes = field(init=False)
+    tables: tuple[bytes, bytes, bytes] = field(init=False)
     numbers: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         highest = tuple(max((abs(f[axis]) for f in self.frequencies), default=0) for axis in range(2))
+        object.__setattr__(self, "highest", highest)
+        object.__setattr__(self, "rows", 1 + 2 * len(self.frequencies))
+        object.__setattr__(self, "points", self.shape[0] * self.tiles[0] * self.tiles[1])
         encoded = np.array(self.frequencies, np.int8).tobytes()
+        object.__setattr__(self, "tables", (self._half_wave(0), self._half_wave(1), encoded))
         numbers = (*self.shape, *self.tiles, *self.step, *self.offset, *self.window, *highest)
-        for name, value in (
-            ("highest", highest),
-            ("rows", 1 + 2 * len(self.frequencies)),
-            ("points", self.shape[0] * self.tiles[0] * self.tiles[1]),
-            ("encoded_frequencies", encoded),
-            ("numbers", numbers),
-        ):
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "waves", (self._half_wave(0), self._half_wave(1)))
+        object.__setattr__(self, "numbers", numbers)
 
     def places(self, axis: int) -> npt.NDArray[np.float64]:
         """Return the cells' places along an axis from the window's centre, in cells of period."""
@@ -111,8 +104,8 @@ def tiling(
     Raises
     ------
     ValueError
-        If a size is not positive, a window has more than 32 cells along a side, or a frequency is no lower than
-        half a period, is higher than 7, or is the opposite of one that is kept or 0.
+        If a size is not positive, a window has more than 32 cells along a side, or a frequency is 0, higher
+        than 7, no lower than half a period, or the opposite of a kept one.
     """
     if len(shape) != 4 or min(shape) < 0:
         raise ValueError(f"the map has shape {tuple(shape)}, expected (images, channels, height, width)")
@@ -127,23 +120,25 @@ def tiling(
     for axis in range(2):
         if tiles[axis] * step[axis] + abs(offset[axis]) >= _FARTHEST:
             raise ValueError(
-                f"{tiles[axis]} windows {step[axis]} cells apart with offset {offset[axis]} would overflow an "
-                "address"
+                f"{tiles[axis]} windows {step[axis]} cells apart with offset {offset[axis]} would overflow "
+                "an address"
             )
     _check_frequencies(frequencies, period)
     images, channels, height, width = map(int, shape)
-    return Tiling((images, channels, height, width), tiles, step, offset, window, spacing, period, frequencies)
+    return Tiling(
+        (images, channels, height, width), tiles, step, offset, window, spacing, period, frequencies
+    )
 
 
 def _check_frequencies(frequencies: Frequencies, period: tuple[int, int]) -> None:
     for f in frequencies:
-        if any(2 * abs(f[axis]) >= period[axis] or abs(f[axis]) > HIGHEST_FREQUENCY for axis in range(2)):
-            raise ValueError(
-                f"frequency {f} is too high for a period of {period} cells: expected less than half of it, and at "
-                f"most {HIGHEST_FREQUENCY}"
-            )
+        highest = [min(HIGHEST_FREQUENCY, (cells - 1) // 2) for cells in period]
+        if abs(f[0]) > highest[0] or abs(f[1]) > highest[1]:
+            raise ValueError(f"frequency {f} is too high for a period of {period} cells: expected {highest}")
         if f < (0, 1):
-            raise ValueError(f"frequency {f} comes before (0, 1): expected its opposite, and not the constant")
+            raise ValueError(
+                f"frequency {f} comes before (0, 1): expected its opposite, and not the constant"
+            )
     if len(set(frequencies)) < len(frequencies):
         raise ValueError(f"frequencies {frequencies} has one twice")
 
@@ -162,15 +157,12 @@ def low_frequencies(period: tuple[int, int], components: int) -> Frequencies:
     Returns
     -------
     tuple of (int, int)
-        The ``(components - 1) / 2`` that are nearest to 0, measured in cycles per cell; then those along one axis
-        before those along both, rows first.
+        The ``(components - 1) / 2`` that are nearest to 0, in cycles per cell; of equal ones, those along one
+        axis come first.
     """
     highest = [min(HIGHEST_FREQUENCY, (cells - 1) // 2) for cells in period]
     all_of_them = [
-        (f, g)
-        for f in range(highest[0] + 1)
-        for g in range(-highest[1], highest[1] + 1)
-        if (f, g) >= (0, 1)
+        (f, g) for f in range(highest[0] + 1) for g in range(-highest[1], highest[1] + 1) if (f, g) >= (0, 1)
     ]
 
     def order(frequency: tuple[int, int]) -> tuple[int, bool, tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flower_edge.training import _ops
+from flower_edge.training import _filter_ops, _ops
 
 if TYPE_CHECKING:
     from flower_edge.training._filtered_conv import ConvFilter
@@ -136,8 +136,8 @@ def _measure(x: Tensor, weight: Tensor, conv: "ConvFilter") -> Measurement:
             )
 
         def filtered() -> object:
-            sums = _ops.patch_sums(x, grad.shape, weight.shape, conv) if needs[1] else None
-            return _ops.backward(grad, weight, sums, x.shape, conv, channels_last, needs[0])
+            sums = _filter_ops.saved(x, grad.shape, weight.shape, conv) if needs[1] else None
+            return _filter_ops.backward(grad, weight, sums, x.shape, conv, channels_last, needs[0])
 
         times: list[tuple[float, float]] = []
         spent = 0.0

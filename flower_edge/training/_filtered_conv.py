@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flower_edge.training import _ops
+from flower_edge.training import _filter_ops, _ops
 from flower_edge.training._folded_conv import scaled
 
 
@@ -20,14 +20,18 @@ class PatchFilter:
         As in :class:`flower_edge.training.GradientFilter`.
     measured : bool
         Whether the exact backward pass is used where it is measured to be faster.
+    basis : {"walsh", "fourier"}
+        Likewise.
     """
 
     patch_size: int
     components: int
     measured: bool
+    basis: str = "walsh"
 
     def __str__(self) -> str:
-        return f"GradientFilter(patch_size={self.patch_size}, components={self.components})"
+        basis = ', basis="fourier"' if self.basis == "fourier" else ""
+        return f"GradientFilter(patch_size={self.patch_size}, components={self.components}{basis})"
 
 
 class ConvFilter(NamedTuple):
@@ -39,6 +43,12 @@ class ConvFilter(NamedTuple):
     groups: int
     patch_size: int
     components: int
+    basis: str = "walsh"
+
+    @property
+    def numbers(self) -> tuple[tuple[int, ...], tuple[int, int], tuple[int, ...], int, int, int]:
+        """All but the basis, as torch's operators take them."""
+        return self[:-1]
 
 
 def filtered_conv2d(
@@ -79,7 +89,7 @@ class _FilteredConv2d(torch.autograd.Function):
         )
         sums = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            sums = _ops.patch_sums(x, y.shape, weight.shape, conv)
+            sums = _filter_ops.saved(x, y.shape, weight.shape, conv)
         ctx.save_for_backward(weight, sums, scale)
         ctx.conv, ctx.x_shape = conv, x.shape
         # Torch gives the exact grad_x the layout that it has chosen for y.
@@ -97,7 +107,7 @@ class _FilteredConv2d(torch.autograd.Function):
         needs_x, needs_weight, needs_bias, needs_scale, _ = ctx.needs_input_grad
         grad_x = grad_weight = grad_scale = None
         if needs_x or sums is not None:
-            grad_x, grad_weight, grad_scale = _ops.backward(
+            grad_x, grad_weight, grad_scale = _filter_ops.backward(
                 grad, weight, sums, ctx.x_shape, ctx.conv, ctx.channels_last, needs_x, scale
             )
         return (

@@ -1,4 +1,4 @@
-"""Gradient filtering as operators of torch, so that compilers and export see through to the shapes."""
+"""Gradient filtering on patches as operators of torch, so that compilers see through to the shapes."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,12 +15,12 @@ from flower_edge.training._tap_symbols import tap_symbols
 if TYPE_CHECKING:
     from flower_edge.training._filtered_conv import ConvFilter
 
-_library = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define(  # type: ignore[no-untyped-call]
+library = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]
+library.define(  # type: ignore[no-untyped-call]
     "conv2d_patch_sums(Tensor x, SymInt[] patches, int[] kernel_size, int[] stride, int[] padding, "
     "int[] dilation, int patch_size, int components) -> Tensor"
 )
-_library.define(  # type: ignore[no-untyped-call]
+library.define(  # type: ignore[no-untyped-call]
     "conv2d_filtered_backward(Tensor grad, Tensor weight, Tensor? sums, SymInt[] x_shape, int[] stride, "
     "int[] padding, int[] dilation, int groups, int patch_size, int components, bool channels_last, "
     "bool needs_x, Tensor? scale=None) -> (Tensor, Tensor, Tensor)"
@@ -44,7 +44,7 @@ def patch_sums(x: Tensor, y_shape: Sequence[int], weight_shape: Sequence[int], c
     Tensor
         Shape ``(components, N * patches, C_in)``.
     """
-    run = _patch_sums if _is_eager(x) else torch.ops.flower_edge.conv2d_patch_sums.default
+    run = _patch_sums if is_eager(x) else torch.ops.flower_edge.conv2d_patch_sums.default
     sums: Tensor = run(
         x,
         _patches(y_shape, conv.patch_size),
@@ -94,10 +94,10 @@ def backward(
     tuple of Tensor
         Gradients of input, weight and scale; one that is not wanted is an empty tensor.
     """
-    run = _backward if _is_eager(grad) else torch.ops.flower_edge.conv2d_filtered_backward.default
-    with _without_autocast(grad.device.type):
+    run = _backward if is_eager(grad) else torch.ops.flower_edge.conv2d_filtered_backward.default
+    with without_autocast(grad.device.type):
         gradients: tuple[Tensor, Tensor, Tensor] = run(
-            grad, weight, sums, x_shape, *conv, channels_last, needs_x, scale
+            grad, weight, sums, x_shape, *conv.numbers, channels_last, needs_x, scale
         )
     return gradients
 
@@ -113,12 +113,12 @@ def autocast_enabled(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _is_eager(x: Tensor) -> bool:
+def is_eager(x: Tensor) -> bool:
     """Tell whether no tracer listens: then the code itself is called, without the dispatcher's overhead."""
     return not torch.compiler.is_compiling() and type(x) is Tensor and not _len_torch_dispatch_stack()
 
 
-def _without_autocast(device: str) -> AbstractContextManager[None]:
+def without_autocast(device: str) -> AbstractContextManager[None]:
     """Keep products in the dtype of their operands, where the backward pass is called inside autocast."""
     return torch.autocast(device, enabled=False) if autocast_enabled(device) else nullcontext()
 
@@ -299,12 +299,25 @@ def _fake_backward(
     needs_x: bool,
     scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_gradients(grad, weight, sums, x_shape, channels_last, needs_x, scale)
+
+
+def fake_gradients(
+    grad: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    x_shape: Sequence[int],
+    channels_last: bool,
+    needs_x: bool,
+    scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make tensors with the shapes and memory formats of a filtered convolution's gradients."""
     grad_x, grad_weight = grad.new_empty(0), grad.new_empty(0)
     if needs_x:
         grad_x = torch.empty(
             *x_shape, dtype=grad.dtype, device=grad.device, memory_format=_layout(channels_last)
         )
-    if sums is not None:
+    if saved is not None:
         grad_weight = torch.empty(
             weight.shape,
             dtype=grad.dtype,
@@ -313,7 +326,7 @@ def _fake_backward(
                 not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
             ),
         )
-    grad_scale = grad.new_empty(0 if scale is None or sums is None else len(scale))
+    grad_scale = grad.new_empty(0 if scale is None or saved is None else len(scale))
     return grad_x, grad_weight, grad_scale
 
 
@@ -325,5 +338,5 @@ for _name, _run, _fake in (
     ("conv2d_patch_sums", _patch_sums, _fake_patch_sums),
     ("conv2d_filtered_backward", _backward, _fake_backward),
 ):
-    _library.impl(_name, _run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"flower_edge::{_name}", _fake, lib=_library)
+    library.impl(_name, _run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"flower_edge::{_name}", _fake, lib=library)

@@ -1,14 +1,14 @@
-"""Gradient filtering in the Fourier basis, as operators of torch like those of `_ops.py`.
+r"""Gradient filtering in the Fourier basis, as operators of torch like those of `_ops.py`.
 
-With :math:`\\hat g` and :math:`\\hat x` the transforms of a tile of the output's gradient and of the window that its
-taps read, both about their centres, and :math:`\\theta_t = \\omega \\cdot (t - \\text{centre})`,
+With :math:`\hat g` and :math:`\hat x` the transforms of a tile of the output's gradient and of the window
+that its taps read, both about their centres, and :math:`\theta_t = \omega \cdot (t - \text{centre})`,
 
 .. math::
-    \\nabla W_t = \\frac{1}{n^2} \\sum_\\omega \\overline{\\hat g} \\hat x e^{-i \\theta_t}, \\qquad
-    \\widehat{\\nabla x} = \\hat g \\sum_t W_t e^{i \\theta_t}
+    \nabla W_t = \frac{1}{n^2} \sum_\omega \overline{\hat g} \hat x e^{-i \theta_t}, \qquad
+    \widehat{\nabla x} = \hat g \sum_t W_t e^{i \theta_t}
 
-are exact over all frequencies of a window of :math:`n \\times n` cells. Only the lowest are kept. A product of
-complex numbers takes three of real ones: those with the cosine parts, with the sine parts, and with sums.
+are exact over all frequencies of a window of :math:`n \times n` cells. Only the lowest are kept. A product of
+complex numbers takes three of real ones: of the cosine parts, of the sine parts, and of sums of both.
 """
 
 import math
@@ -23,12 +23,23 @@ from flower_edge import kernels
 from flower_edge.kernels._spectra import map_of_products, tile_spectra
 from flower_edge.kernels._tiling import WIDEST_WINDOW, Tiling, low_frequencies, tiling
 from flower_edge.kernels._workspace import workspace
+from flower_edge.training._ops import fake_gradients, is_eager, library, without_autocast
 
 if TYPE_CHECKING:
     from flower_edge.training._filtered_conv import ConvFilter
 
+library.define(  # type: ignore[no-untyped-call]
+    "conv2d_tile_spectra(Tensor x, SymInt[] y_size, int[] kernel_size, int[] stride, int[] padding, "
+    "int[] dilation, int groups, int patch_size, int components) -> Tensor"
+)
+library.define(  # type: ignore[no-untyped-call]
+    "conv2d_spectral_backward(Tensor grad, Tensor weight, Tensor? saved, SymInt[] x_shape, int[] stride, "
+    "int[] padding, int[] dilation, int groups, int patch_size, int components, bool channels_last, "
+    "bool needs_x, Tensor? scale=None) -> (Tensor, Tensor, Tensor)"
+)
+
 SLAB_BYTES = 4 << 20
-"""Of the gradient of the output that goes through all steps at a time: what is made of it stays in the cache."""
+"""Of the output's gradient that goes through all steps at a time: what is made of it stays in the cache."""
 
 Pair = tuple[int, int]
 
@@ -51,45 +62,49 @@ class Geometry(NamedTuple):
         return len(self.x.frequencies)
 
 
+class Layer(NamedTuple):
+    """A convolution, in torch's own terms along height and width, and its filter."""
+
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    patch_size: int
+    components: int
+
+
 @lru_cache(maxsize=1024)
-def geometry(
-    x_shape: tuple[int, ...],
-    y_shape: tuple[int, ...],
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    patch_size: int,
-    components: int,
-) -> Geometry:
-    """Cut input and output into as few tiles of at most `patch_size` cells as cover it, all of about one size.
+def geometry(x_shape: tuple[int, ...], y_shape: tuple[int, ...], layer: Layer) -> Geometry:
+    """Cut input and output into as few tiles as cover it, all of about one size.
 
     Parameters
     ----------
     x_shape, y_shape : tuple of int
         ``(N, C, H, W)`` of input and output.
-    kernel_size, stride, padding, dilation : tuple of int
-        Of the convolution, along height and width.
-    patch_size : int
-        Cells of the output along a side of the largest tile.
-    components : int
-        Rows of a spectrum to keep: 1 and 2 for each frequency.
+    layer : Layer
+        Its patch size bounds the cells along a side of a tile, as do the largest windows that kernels serve.
     """
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
-    # A window is bounded by what kernels serve, and a tile with it.
-    most = [
-        max(1, min(patch_size, (WIDEST_WINDOW - 1 - far) // s + 1)) for far, s in zip(reach, stride, strict=True)
-    ]
-    tiles = [max(1, -(-cells // size)) for cells, size in zip(y_shape[2:], most, strict=True)]
-    sizes = [max(1, -(-cells // count)) for cells, count in zip(y_shape[2:], tiles, strict=True)]
-    window = tuple(s * (size - 1) + far + 1 for s, size, far in zip(stride, sizes, reach, strict=True))
-    number, tile, period = (tiles[0], tiles[1]), (sizes[0], sizes[1]), (window[0], window[1])
-    frequencies = low_frequencies(period, components)
-    step = (stride[0] * tile[0], stride[1] * tile[1])
+    axes = [_tiles_along(cells, layer, axis) for axis, cells in enumerate(y_shape[2:])]
+    (rows, height, x_height), (columns, width, x_width) = axes
+    period, stride = (x_height, x_width), layer.stride
+    frequencies = low_frequencies(period, layer.components)
+    step = (stride[0] * height, stride[1] * width)
     return Geometry(
-        x=tiling(x_shape, number, step, padding, period, (1, 1), period, frequencies),
-        y=tiling(y_shape, number, tile, (0, 0), tile, stride, period, frequencies),
+        x=tiling(x_shape, (rows, columns), step, layer.padding, period, (1, 1), period, frequencies),
+        y=tiling(
+            y_shape, (rows, columns), (height, width), (0, 0), (height, width), stride, period, frequencies
+        ),
     )
+
+
+def _tiles_along(cells: int, layer: Layer, axis: int) -> tuple[int, int, int]:
+    """Return the number of tiles, the cells of one, and those of the input that it is made from."""
+    stride, reach = layer.stride[axis], layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+    most = max(1, min(layer.patch_size, (WIDEST_WINDOW - 1 - reach) // stride + 1))
+    count = max(1, -(-cells // most))
+    size = max(1, -(-cells // count))
+    return count, size, stride * (size - 1) + reach + 1
 
 
 class Symbols(NamedTuple):
@@ -98,8 +113,8 @@ class Symbols(NamedTuple):
     Attributes
     ----------
     of_weight : Tensor
-        Shape ``(1 + 3 * frequencies, kh * kw)``: turns a weight into its spectrum, for products with that of the
-        gradient; the factor with which a map is put together from its spectrum is in it.
+        Shape ``(1 + 3 * frequencies, kh * kw)``: turns a weight into its spectrum, for products with that of
+        the gradient; the factor with which a map is put together from its spectrum is in it.
     of_gram : Tensor
         Likewise: turns products of spectra, summed over tiles, into the gradient of the weight.
     """
@@ -128,17 +143,15 @@ def tap_waves(
     return Symbols(of_weight.to(device, dtype), of_gram.to(device, dtype))
 
 
-def spectra(x: Tensor, y_shape: Sequence[int], kernel_size: Sequence[int], conv: "ConvFilter") -> Tensor:
+def spectra(x: Tensor, y_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvFilter") -> Tensor:
     """Find the low frequencies of a convolution's input: all that is saved of it.
 
     Parameters
     ----------
     x : Tensor
         Shape ``(N, C_in, H, W)``.
-    y_shape : sequence of int
-        Shape of the output.
-    kernel_size : sequence of int
-        Along height and width.
+    y_shape, weight_shape : sequence of int
+        Shapes of output and weight.
     conv : ConvFilter
         The convolution.
 
@@ -147,7 +160,9 @@ def spectra(x: Tensor, y_shape: Sequence[int], kernel_size: Sequence[int], conv:
     Tensor
         Shape ``(components, N * tiles, C_in)``.
     """
-    return tile_spectra(x, _geometry(x.shape, y_shape, kernel_size, conv).x)
+    run = _spectra if is_eager(x) else torch.ops.flower_edge.conv2d_tile_spectra.default
+    found: Tensor = run(x, y_shape[2:], weight_shape[2:], *conv.numbers)
+    return found
 
 
 def backward(
@@ -174,15 +189,56 @@ def backward(
     tuple of Tensor
         Gradients of input, weight and scale; one that is not wanted is an empty tensor.
     """
+    run = _backward if is_eager(grad) else torch.ops.flower_edge.conv2d_spectral_backward.default
+    with without_autocast(grad.device.type):
+        gradients: tuple[Tensor, Tensor, Tensor] = run(
+            grad, weight, saved, x_shape, *conv.numbers, channels_last, needs_x, scale
+        )
+    return gradients
+
+
+def _spectra(
+    x: Tensor,
+    y_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    patch_size: int,
+    components: int,
+) -> Tensor:
+    layer = Layer(
+        _pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), groups, patch_size, components
+    )
+    # The number of output channels has no part in it.
+    return tile_spectra(x, geometry(tuple(x.shape), (len(x), 1, *y_size), layer).x)
+
+
+def _backward(
+    grad: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    x_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    patch_size: int,
+    components: int,
+    channels_last: bool,
+    needs_x: bool,
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     kernel_size = (weight.shape[2], weight.shape[3])
-    cut = _geometry(x_shape, grad.shape, kernel_size, conv)
-    symbols = tap_waves(cut.x, kernel_size, _pair(conv.dilation), weight.dtype, weight.device)
+    layer = Layer(kernel_size, _pair(stride), _pair(padding), _pair(dilation), groups, patch_size, components)
+    cut = geometry(tuple(x_shape), tuple(grad.shape), layer)
+    symbols = tap_waves(cut.x, kernel_size, layer.dilation, weight.dtype, weight.device)
     spectrum = None
     if needs_x:
         spectrum = kernels.collapse_taps(weight, symbols.of_weight)
         spectrum = spectrum if scale is None else spectrum * scale[:, None]
-    slabs = _Slabs(grad, spectrum, saved, tuple(x_shape), kernel_size, conv)
-    grad_x, gram = slabs.gradients(channels_last)
+    grad_x, gram = _Slabs(grad, spectrum, saved, tuple(x_shape), layer).gradients(channels_last)
     grad_weight = grad_scale = None
     if gram is not None:
         grad_weight = kernels.spread_taps(gram, symbols.of_gram, weight)
@@ -206,11 +262,10 @@ class _Slabs:
         spectrum: Tensor | None,
         saved: Tensor | None,
         x_shape: tuple[int, ...],
-        kernel_size: Pair,
-        conv: "ConvFilter",
+        layer: Layer,
     ) -> None:
         self.grad, self.spectrum, self.saved = grad, spectrum, saved
-        self.x_shape, self.kernel_size, self.conv = x_shape, kernel_size, conv
+        self.x_shape, self.layer = x_shape, layer
 
     def gradients(self, channels_last: bool) -> tuple[Tensor | None, Tensor | None]:
         """Return grad_x in a memory format, and the products of both spectra, summed over the tiles."""
@@ -222,17 +277,17 @@ class _Slabs:
             grad_x = _empty_map(self.grad, self.x_shape, channels_last)
         for first in range(0, images, slab):
             part = self.grad[first : first + slab]
-            cut = _geometry((len(part), *self.x_shape[1:]), part.shape, self.kernel_size, self.conv)
+            cut = geometry((len(part), *self.x_shape[1:]), tuple(part.shape), self.layer)
             of_grad = tile_spectra(part, cut.y, sums=True)
             if self.spectrum is not None:
-                made = map_of_products(_through(of_grad, self.spectrum, self.conv.groups), cut.x)
+                made = map_of_products(_through(of_grad, self.spectrum, self.layer.groups), cut.x)
                 parts.append(made)
                 if grad_x is not None:
                     grad_x[first : first + slab] = parts.pop()
             if self.saved is not None:
                 begin = first * (cut.x.points // max(1, len(part)))
                 of_x = self.saved[:, begin : begin + cut.x.points]
-                gram = _gram(of_grad, of_x, cut.frequencies, self.conv.groups, gram)
+                gram = _gram(of_grad, of_x, cut.frequencies, self.layer.groups, gram)
         if grad_x is None and parts:
             grad_x = parts[0].contiguous(memory_format=_layout(channels_last))
         return grad_x, gram
@@ -253,7 +308,9 @@ def _gram(of_grad: Tensor, of_x: Tensor, frequencies: int, groups: int, gram: Te
     rows = 1 + 2 * frequencies
     if groups > 1:
         whole = torch.cat([of_x, imaginary - real])
-        made = torch.einsum("kmgo,kmgi->kgoi", _grouped(of_grad, groups), _grouped(whole, groups)).flatten(1, 2)
+        made = torch.einsum("kmgo,kmgi->kgoi", _grouped(of_grad, groups), _grouped(whole, groups)).flatten(
+            1, 2
+        )
         return made if gram is None else gram.add_(made)
     begun = gram is not None
     if gram is None:
@@ -284,24 +341,54 @@ def _empty_map(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Ten
     return workspace().empty((shape[0], channels, height, width), strides)
 
 
-def _geometry(
-    x_shape: Sequence[int], y_shape: Sequence[int], kernel_size: Sequence[int], conv: "ConvFilter"
-) -> Geometry:
-    return geometry(
-        tuple(x_shape),
-        tuple(y_shape),
-        _pair(kernel_size),
-        _pair(conv.stride),
-        _pair(conv.padding),
-        _pair(conv.dilation),
-        conv.patch_size,
-        conv.components,
-    )
-
-
 def _pair(values: Sequence[int]) -> Pair:
     return values[0], values[1]
 
 
 def _layout(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _fake_spectra(
+    x: Tensor,
+    y_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    patch_size: int,
+    components: int,
+) -> Tensor:
+    layer = Layer(
+        _pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), groups, patch_size, components
+    )
+    axes = [_tiles_along(cells, layer, axis) for axis, cells in enumerate(y_size)]
+    rows = 1 + 2 * len(low_frequencies((int(axes[0][2]), int(axes[1][2])), components))
+    return x.new_empty(rows, len(x) * axes[0][0] * axes[1][0], x.shape[1])
+
+
+def _fake_backward(
+    grad: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    x_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    patch_size: int,
+    components: int,
+    channels_last: bool,
+    needs_x: bool,
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_gradients(grad, weight, saved, x_shape, channels_last, needs_x, scale)
+
+
+for _name, _run, _fake in (
+    ("conv2d_tile_spectra", _spectra, _fake_spectra),
+    ("conv2d_spectral_backward", _backward, _fake_backward),
+):
+    library.impl(_name, _run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"flower_edge::{_name}", _fake, lib=library)

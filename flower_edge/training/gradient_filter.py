@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 
 from flower_edge.kernels import walsh_basis
+from flower_edge.kernels._tiling import WIDEST_WINDOW
 from flower_edge.training._filtered_conv import PatchFilter
 from flower_edge.training.layers import EdgeConv2d
 from flower_edge.training.rule import Rule
@@ -67,6 +68,7 @@ class GradientFilter:
     patch_size: int = 2
     components: int = 1
     where: Where = _LAST_FOUR
+    basis: Literal["walsh", "fourier"] = "walsh"
     fallback: Literal["measured", "never"] = "measured"
 
     def __post_init__(self) -> None:
@@ -76,15 +78,31 @@ class GradientFilter:
                 raise TypeError(f"{name} is {value!r}, expected an int")
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
-        if self.components > self.patch_size**2:
+        if self.basis not in ("walsh", "fourier"):
+            raise ValueError(f"basis is {self.basis!r}, expected 'walsh' or 'fourier'")
+        if self.basis == "fourier":
+            self._check_fourier()
+        elif self.components > self.patch_size**2:
             raise ValueError(
                 f"components is {self.components}, expected at most {self.patch_size**2}, "
                 f"the cells of a patch with patch_size={self.patch_size}"
             )
-        walsh_basis(self.patch_size, self.components)
+        else:
+            walsh_basis(self.patch_size, self.components)
         check_where(self.where)
         if self.fallback not in ("measured", "never"):
             raise ValueError(f"fallback is {self.fallback!r}, expected 'measured' or 'never'")
+
+    def _check_fourier(self) -> None:
+        if self.components % 2 == 0:
+            raise ValueError(
+                f'components is {self.components}, expected an odd number with basis="fourier": '
+                "the mean, and two for each frequency"
+            )
+        if self.patch_size > WIDEST_WINDOW:
+            raise ValueError(
+                f'patch_size is {self.patch_size}, expected at most {WIDEST_WINDOW} with basis="fourier"'
+            )
 
     def layers(self) -> Mapping[type[nn.Module], type[nn.Module]]:
         """Convolutions over two dimensions."""
@@ -116,5 +134,16 @@ class GradientFilter:
             )
         if not layer.weight.is_floating_point():
             raise ValueError(f"its weight is {layer.weight.dtype}, expected a real floating dtype")
-        part = PatchFilter(self.patch_size, self.components, self.fallback == "measured")
+        if self.basis == "fourier":
+            _check_reach(layer)
+        part = PatchFilter(self.patch_size, self.components, self.fallback == "measured", self.basis)
         return Rule(saved=part, grad_input=part, grad_weight=part)
+
+
+def _check_reach(layer: nn.Conv2d) -> None:
+    """Refuse a kernel that no window of a spectrum can hold."""
+    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if max(reach) > WIDEST_WINDOW:
+        raise ValueError(
+            f'its kernel reaches over {max(reach)} cells, and basis="fourier" serves at most {WIDEST_WINDOW}'
+        )

@@ -57,9 +57,8 @@ class EdgeConv2d(nn.Conv2d):
         x, padding = self._padded(x)
         way = self.rule.grad_weight
         if isinstance(way, PatchFilter) and self.training:
-            conv = ConvFilter(
-                self.stride, padding, self.dilation, self.groups, way.patch_size, way.components
-            )
+            filtering = (way.patch_size, way.components, way.basis)
+            conv = ConvFilter(self.stride, padding, self.dilation, self.groups, *filtering)
             if self._filters(x, weight, conv, way):
                 return filtered_conv2d(x, weight, bias, conv, scale)
         geometry = (self.stride, padding, self.dilation, self.groups)

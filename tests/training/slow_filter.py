@@ -37,7 +37,7 @@ def symbol(b: np.ndarray, tap: tuple[int, int], kernel, stride, dilation) -> flo
 
 
 def gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, *, stride, padding, dilation, groups, patch_size, components
+    grad: Tensor, x: Tensor, weight: Tensor, stride, padding, dilation, groups, patch_size, components
 ) -> tuple[Tensor, Tensor]:
     """Filtered gradients of input and weight."""
     g, x, w = (tensor.detach().double().numpy() for tensor in (grad, x, weight))
