@@ -146,7 +146,7 @@ def test_filtered_convolutions_are_filtered_with_the_folded_weight(
     model = with_statistics(nn.Sequential(conv, nn.BatchNorm2d(outputs))).double()
     norm = model[1]
     plain = copy.deepcopy(conv)
-    way = GradientFilter(2, components, where=lambda *_: True, fallback="never")
+    way = GradientFilter(2, components, where=lambda *_: True, fallback="never", basis="walsh")
     x = torch.randn(2, 4, 9, 7, dtype=torch.float64, requires_grad=True)
 
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)

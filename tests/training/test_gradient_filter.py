@@ -75,7 +75,7 @@ def clock(monkeypatch):
 )
 def test_settings_are_checked(wrong, error, message) -> None:
     with pytest.raises(error, match=message):
-        GradientFilter(**wrong)
+        GradientFilter(**wrong, basis="walsh")
 
 
 @pytest.mark.parametrize(
@@ -172,14 +172,16 @@ def test_nothing_is_saved_or_measured_without_training(mode, clock) -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_in_one_graph(layout, components, dynamic) -> None:
     torch._dynamo.reset()
-    net = prepare_(model(), GradientFilter(components=components, where=last(9)))
+    net = prepare_(model(), GradientFilter(components=components, where=last(9), basis="walsh"))
     x = batch().contiguous(memory_format=layout)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=dynamic)
 
     found = step(compiled, x)
 
     assert all(layer.measurement is None for layer in net if hasattr(layer, "measurement"))
-    prepare_(restore_(net), GradientFilter(components=components, where=last(9), fallback="never"))
+    prepare_(
+        restore_(net), GradientFilter(components=components, where=last(9), fallback="never", basis="walsh")
+    )
     assert_same(found, step(net, x))
 
 
@@ -423,7 +425,7 @@ def test_training_learns() -> None:
     net = nn.Sequential(model(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     x, labels = torch.randn(32, 3, 8, 8), torch.arange(32) % 4
     x += labels.float()[:, None, None, None]
-    prepare_(net, GradientFilter(components=2, where=last(9), fallback="never"))
+    prepare_(net, GradientFilter(components=2, where=last(9), fallback="never", basis="walsh"))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
 
     losses = []

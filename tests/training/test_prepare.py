@@ -182,7 +182,7 @@ REFUSED = {
     ),
     "same part": (
         small_model,
-        (GradientFilter(where=all_but_stem), GradientFilter(patch_size=4, where=last(1))),
+        (GradientFilter(where=all_but_stem), GradientFilter(patch_size=4, where=last(1), basis="walsh")),
         ValueError,
         r"layer '5': GradientFilter\(patch_size=2.*patch_size=4.*both set its saved",
     ),
@@ -208,7 +208,9 @@ def test_prepared_twice() -> None:
         prepare_(model, GradientFilter(where=all_but_stem))
     assert prepared_names(model) == ["5"]
 
-    prepare_(model, GradientFilter(patch_size=4, where=lambda name, layer: name.startswith("3")))
+    prepare_(
+        model, GradientFilter(patch_size=4, where=lambda name, layer: name.startswith("3"), basis="walsh")
+    )
     assert [layer.rule.grad_weight.patch_size for layer in (*model[3], model[5])] == [4, 4, 2]
 
 
@@ -230,8 +232,9 @@ def test_methods_that_set_different_parts_compose(together) -> None:
 
 def test_str_of_a_rule() -> None:
     assert str(Rule()) == "exact"
-    assert "rule=(saved, grad_input, grad_weight: GradientFilter(patch_size=2, components=1))" in str(
-        prepare_(nn.Conv2d(2, 2, 3), GradientFilter())
+    assert (
+        "rule=(saved, grad_input, grad_weight: GradientFilter(patch_size=2, components=1, basis='walsh'))"
+        in str(prepare_(nn.Conv2d(2, 2, 3), GradientFilter()))
     )
 
 

@@ -13,7 +13,7 @@ from quickstart.data import load_dataset, partition
 METHODS: dict[str, Sequence[Method]] = {
     "none": (),
     # "measured" would use it only where it is faster, but then two runs may train different models.
-    "gradient-filter": (GradientFilter(patch_size=2, where=all_but_stem, fallback="never"),),
+    "gradient-filter": (GradientFilter(patch_size=2, where=all_but_stem, fallback="never", basis="walsh"),),
 }
 
 
