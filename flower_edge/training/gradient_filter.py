@@ -29,8 +29,8 @@ class GradientFilter:
     gradient of the bias is exact. There are two ways to choose these numbers.
 
     ``basis="fourier"``, the default, keeps the lowest frequencies of tiles of :math:`r \times r` cells: their
-    mean, and a cosine and a sine part for each frequency. A tap of a kernel shifts its input, which only turns
-    the two parts into each other. So nothing is lost about the taps, only detail of the gradient; over all
+    mean, and a cosine and a sine part for each frequency. A tap of a kernel shifts its input, which only
+    turns the two parts into each other. So nothing is lost about the taps, only detail of the gradient; over all
     frequencies the gradients would be exact. It serves kernels of many taps between many channels: layers for
     which it would not save half of the operations, as 1 × 1 and depthwise convolutions, stay exact.
 
@@ -45,13 +45,13 @@ class GradientFilter:
 
     (Yang, Li, Marculescu, "Efficient On-device Training via Gradient Filtering", CVPR 2023, section 3; the
     division by :math:`s^2`, which the paper lacks, gives both gradients the mean of the exact ones). The
-    products are :math:`r^2` times the number of taps smaller, and what is saved is :math:`(rs)^2` times smaller
-    than the input. With more components, a patch keeps that many coefficients of a Walsh-Hadamard basis; each
-    has its own weight (:func:`flower_edge.training.tap_symbols`). This brings to convolutions what Yang, Li,
-    Marculescu, "Efficient Low-rank Backpropagation for Vision Transformer Adaptation", NeurIPS 2023, section 3,
-    does to linear layers. It takes the least time and memory, also for depthwise layers, but all taps of a
-    kernel get much the same gradient, and that costs accuracy: the paper's own ResNet-18 on ImageNet, four
-    layers filtered, falls from 72.3 % to 68.5 %.
+    products are :math:`r^2` times the number of taps smaller, and what is saved is :math:`(rs)^2` times
+    smaller than the input. With more components, a patch keeps that many coefficients of a Walsh-Hadamard
+    basis; each has its own weight (:func:`flower_edge.training.tap_symbols`). This brings to convolutions
+    what Yang, Li, Marculescu, "Efficient Low-rank Backpropagation for Vision Transformer Adaptation",
+    NeurIPS 2023, section 3, does to linear layers. It takes the least time and memory, also for depthwise
+    layers, but all taps of a kernel get much the same gradient, and that costs accuracy: the paper's own
+    ResNet-18 on ImageNet, four layers filtered, falls from 72.3 % to 68.5 %.
 
     Parameters
     ----------
