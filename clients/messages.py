@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, Context, Message
 
 ELASTIC = "elastic"
 """Key of the ConfigRecord by which nodes and strategy tell each other how important tensors are."""
@@ -76,7 +76,7 @@ def takes_partial_updates(message: Message) -> bool:
 
 def importance(message: Message) -> dict[str, float]:
     """Return how important each tensor is to all nodes, nothing if the message does not say."""
-    record: dict[str, Any] = message.content.config_records.get(ELASTIC, {})
+    record: Any = message.content.config_records.get(ELASTIC, {})
     return dict(zip(record.get("tensors", ()), record.get("importance", ()), strict=True))
 
 
