@@ -22,6 +22,7 @@ from flower_edge.training import (
     Deadline,
     ElasticTrainer,
     Energy,
+    FrozenNorm,
     GradientFilter,
     LeanActivations,
     Memory,
@@ -510,11 +511,11 @@ def test_saved_bytes_fall_as_predicted(trainer: Any, kind: type[nn.Module], shar
     assert elastic.graph.full_cost.saved_bytes == pytest.approx(everything, rel=0.1)
 
 
+@pytest.mark.parametrize("frozen", [(), (FrozenNorm(),)])
 @pytest.mark.parametrize("share", [0.3, 0.6])
-def test_prepared_models_are_elastic_too(share: float) -> None:
-    model = prepare_(
-        Chain(), GradientFilter(where=lambda name, layer: name != "0", fallback="never"), LeanActivations()
-    )
+def test_prepared_models_are_elastic_too(share: float, frozen: tuple[FrozenNorm, ...]) -> None:
+    filtering = GradientFilter(where=lambda name, layer: name != "0", fallback="never")
+    model = prepare_(Chain(), filtering, LeanActivations(), *frozen)
     elastic = ElasticTrainer(model, SGD(model.parameters()), functional.cross_entropy, Time(share))
 
     choice = elastic.select(BATCH)

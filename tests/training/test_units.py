@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flower_edge.training import FrozenNorm, prepare_, profile
+from flower_edge.training import profile
 from flower_edge.training.units import layer_units
 
 
@@ -58,14 +58,4 @@ def test_layers_that_share_a_tensor_are_one() -> None:
     assert units(Tied(), torch.arange(6).reshape(2, 3)) == {
         frozenset({"embedding.weight", "head.bias"}),
         frozenset({"layer.weight", "layer.bias"}),
-    }
-
-
-def test_a_folded_normalisation_is_of_its_convolution() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
-    prepare_(model, FrozenNorm())
-
-    assert units(model, torch.randn(2, 3, 6, 6)) == {
-        frozenset({"0.weight", "0.bias", "1.weight", "1.bias"}),
-        frozenset({"4.weight", "4.bias"}),
     }
