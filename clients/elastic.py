@@ -85,7 +85,8 @@ class Elastic:
     margin: float = 0.1
 
     def __post_init__(self) -> None:
-        self.budgets  # noqa: B018 - raises
+        if self.budget is not None:
+            check_budgets(self.budget)
         check_on_return(self.on_return)
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 0:
             raise ValueError(f"every is {self.every!r}; expected a number of steps, or 0 for once a round")
