@@ -66,7 +66,8 @@ class ElasticTrainer:
         second moments and step counts stay. "drop": the state is thrown away when the tensor leaves, which
         frees its memory, and begins anew.
     profile : Profile, optional
-        Of the model with these trainable parameters, on this device. Default: measured with the first batch.
+        Of the model with these trainable parameters; that of another board makes its times count. Default:
+        measured here, with the first batch.
     slowdown : float, default 1.0
         This device takes the profile's times that many times over: to simulate a slower board.
 
@@ -340,7 +341,8 @@ class ElasticTrainer:
         unknown = sorted(frozenset(among) - self.graph.readers.keys())
         if unknown:
             raise ValueError(f"among names {unknown[0]!r}, expected trainable tensors of the model")
-        return frozenset(name for unit in self.units if frozenset(among).issuperset(unit) for name in unit)
+        named = frozenset(among)
+        return frozenset(name for unit in self.units if named.issuperset(unit) for name in unit)
 
     def _given(self, importance: Mapping[str, float], allowed: frozenset[str]) -> dict[str, float]:
         unknown = sorted(importance.keys() - self.graph.readers.keys())
