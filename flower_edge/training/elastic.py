@@ -246,7 +246,8 @@ class ElasticTrainer:
         """Choose the tensors to train from now on, and let them alone require gradients.
 
         If nothing that is worth training fits the budgets, the head is trained in spite of them: the tensors
-        of the last operation that has any. `Choice.note` says so, and a warning does the first time.
+        of the last operation that reads any which no earlier one does. `Choice.note` says so, and a warning
+        does the first time.
 
         Parameters
         ----------
