@@ -197,7 +197,7 @@ class ElasticTrainer:
         present mode, and the optimizer's step on a copy of one tensor after the other, with the present
         learning rate, momentum and weight decay. Model, buffers, gradients, optimizer and random states are
         bit for bit as before. For a moment, activations and gradients of training everything are held: where
-        these do not fit, give a smaller batch.
+        these do not fit, give a smaller batch, and `select` the result.
 
         Parameters
         ----------
