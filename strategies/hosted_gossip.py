@@ -85,7 +85,8 @@ class HostedGossip(ResumableStrategy):
         tensor was in the round before; see `flower_edge.clients.Elastic`.
     deadline : float, optional
         Seconds that a node's local training may take in a round, told to the nodes as ``deadline`` in the
-        config. One in the `train_config` of `start` has precedence.
+        config; elastic nodes keep it, others do not know it. One in the `train_config` of `start` has
+        precedence.
     weighted_by_key : str (default: "num-examples")
         The metric by which the nodes' metrics are weighted when averaged. Models are weighted by the plan
         alone.
