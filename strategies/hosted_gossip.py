@@ -79,7 +79,8 @@ class HostedGossip(ResumableStrategy):
     mix_untrained : bool (default: True)
         Whether a node also mixes the arrays that were absent from its reply. If so, W(t) acts on all of
         them, as always. If not, each array is mixed among the nodes that have trained it, and links to the
-        others give their weight back to both ends. The mean of all nodes is kept either way, array by array.
+        others give their weight back to both ends: less travels, and nodes that train different parts grow
+        apart. The mean of all nodes is kept either way, array by array.
     global_importance : bool (default: False)
         Whether the nodes learn, from the second round on, the mean over all of them of how important each
         tensor was in the round before; see `flower_edge.clients.Elastic`.
