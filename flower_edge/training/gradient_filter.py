@@ -28,11 +28,12 @@ class GradientFilter:
     pass, a few numbers are kept for each patch, so that all matrix products become many times smaller. The
     gradient of the bias is exact. There are two ways to choose these numbers.
 
-    ``basis="fourier"``, the default, keeps the lowest frequencies of tiles of :math:`r \times r` cells: their
-    mean, and a cosine and a sine part for each frequency. A tap of a kernel shifts its input, which only
-    turns the two parts into each other. So nothing is lost about the taps, only detail of the gradient; over all
-    frequencies the gradients would be exact. It serves kernels of many taps between many channels: layers for
-    which it would not save half of the operations, as 1 × 1 and depthwise convolutions, stay exact.
+    ``basis="fourier"``, the default, keeps the lowest frequencies of tiles of :math:`r \times r` cells:
+    their mean, and a cosine and a sine part for each frequency. A tap of a kernel shifts its input, which
+    only turns the two parts into each other. So nothing is lost about the taps, only detail of the
+    gradient; over all frequencies the gradients would be exact. It serves kernels of many taps between many
+    channels: layers for which it would not save half of the operations, as 1 × 1 and depthwise
+    convolutions, stay exact.
 
     ``basis="walsh"`` with one component is gradient filtering as published: the gradient of the output is
     replaced with its mean :math:`\tilde g` over patches of :math:`r \times r` cells. Then the gradients of a

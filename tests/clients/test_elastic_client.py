@@ -264,7 +264,7 @@ def test_layers_stay_whole(arrays: ArrayRecord, batches: list, profiles: Path) -
 
 
 def test_prepared_layers_are_chosen_like_others(arrays: ArrayRecord, batches: list) -> None:
-    methods = [GradientFilter(where=all_but_stem, fallback="never"), LeanActivations()]
+    methods = [GradientFilter(where=all_but_stem, fallback="never", basis="walsh"), LeanActivations()]
 
     reply = reply_to(make_app(batches, Elastic(Time(0.5)), methods=methods), arrays)
 
@@ -633,7 +633,7 @@ def test_a_profile_on_disk_is_measured_once(arrays: ArrayRecord, batches: list, 
 
 def test_other_methods_have_another_profile(arrays: ArrayRecord, batches: list, tmp_path: Path) -> None:
     elastic = Elastic(Time(0.5), profiles=tmp_path)
-    for methods in ([], [GradientFilter(where=all_but_stem, fallback="never")]):
+    for methods in ([], [GradientFilter(where=all_but_stem, fallback="never", basis="walsh")]):
         reply_to(make_app(batches, elastic, methods=methods), arrays)
 
     assert len(list(tmp_path.iterdir())) == 2

@@ -525,7 +525,7 @@ def test_saved_bytes_fall_as_predicted(trainer: Any, kind: type[nn.Module], shar
 @pytest.mark.parametrize("frozen", [(), (FrozenNorm(),)])
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_prepared_models_are_elastic_too(share: float, frozen: tuple[FrozenNorm, ...]) -> None:
-    filtering = GradientFilter(where=lambda name, layer: name != "0", fallback="never")
+    filtering = GradientFilter(where=lambda name, layer: name != "0", fallback="never", basis="walsh")
     model = prepare_(Chain(), filtering, LeanActivations(), *frozen)
     elastic = ElasticTrainer(model, SGD(model.parameters()), functional.cross_entropy, Time(share))
 

@@ -52,8 +52,8 @@ def others() -> list[tuple[nn.Module, Any, Any]]:
     frozen[0].requires_grad_(False)
     stride[5].stride = (1, 1)
     still[3].eval()
-    prepared = prepare_(Chain(), GradientFilter(patch_size=2))
-    wide = prepare_(Chain(), GradientFilter(patch_size=4))
+    prepared = prepare_(Chain(), GradientFilter(patch_size=2, basis="walsh"))
+    wide = prepare_(Chain(), GradientFilter(patch_size=4, basis="walsh"))
     smaller = (IMAGES[:4], CLASSES[:4])
     return [
         (Chain(), BATCH, None),
