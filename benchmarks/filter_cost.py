@@ -7,7 +7,9 @@ from math import prod
 from torch import Tensor, nn
 
 from flower_edge.training import EdgeConv2d
-from flower_edge.training._filtered_conv import PatchFilter
+from flower_edge.training._filtered_conv import ConvFilter, PatchFilter
+from flower_edge.training._spectral_ops import operations
+from flower_edge.training.layers import resolved_padding
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,18 @@ def backward_cost(model: nn.Module, x: Tensor) -> Cost:
 
 
 def _filtered_operations(layer: EdgeConv2d, part: PatchFilter, x: Tensor, y: Tensor, products: int) -> int:
+    if part.basis == "fourier":
+        return _spectral_operations(layer, part, x, products)
     patches = y.shape[0] * prod(-(-cells // part.patch_size) for cells in y.shape[2:])
     matrices = products * patches * layer.weight.shape[0] * layer.weight.shape[1]
     # The input is pooled for the gradient of the weight, and filled with its own gradient.
     return part.components * (matrices + y.numel() + products * x.numel())
+
+
+def _spectral_operations(layer: EdgeConv2d, part: PatchFilter, x: Tensor, products: int) -> int:
+    padding, _ = resolved_padding(layer)
+    filtering = (part.patch_size, part.components, part.basis)
+    conv = ConvFilter(layer.stride, padding, layer.dilation, layer.groups, *filtering)
+    counted = operations(x.shape, layer.weight.shape, conv)
+    # Counted for both gradients; the first layer of all wants one.
+    return counted.filtered * products // 2

@@ -29,15 +29,17 @@ from flower_edge.training import (
     FrozenNorm,
     GradientFilter,
     LeanActivations,
+    _filter_ops,
     _ops,
     all_but_stem,
+    explain,
     prepare_,
 )
 from flower_edge.training._filtered_conv import ConvFilter
 
 Gradients = Callable[[], tuple[Tensor, ...]]
 Ratios = dict[tuple[str, int], float]
-"""How many times faster ours is than each method, for each patch size."""
+"""How many times faster ours is than each method, for each patch size; of FOURIER, than the exact one."""
 
 
 class Layer(NamedTuple):
@@ -50,6 +52,11 @@ class Layer(NamedTuple):
     kernel_size: int = 3
     stride: int = 1
     depthwise: bool = False
+
+    @property
+    def has_taps(self) -> bool:
+        """Whether the Fourier basis is for it."""
+        return self.kernel_size > 1 and not self.depthwise
 
     def __str__(self) -> str:
         kind = f"{self.kernel_size}×{self.kernel_size}{' depthwise' if self.depthwise else ''}"
@@ -74,7 +81,11 @@ BATCH = 32
 PATCH_SIZES = (2, 4)
 
 EXACT, PUBLISHED, COMPILED, OURS = "torch, exact", "published", "published, compiled", "flower_edge"
+FOURIER = "flower_edge, Fourier"
+DEFAULT = GradientFilter()
+SPECTRUM = f"r = {DEFAULT.patch_size}, k = {DEFAULT.components}"
 FILTERED = "all but the stem filtered"
+FOURIER_LEAN = "all but the stem filtered, Fourier, lean activations"
 LEAN = f"{FILTERED}, lean activations"
 ALL_LEAN = "all filtered, lean activations"
 FROZEN, FROZEN_LEAN = "torch, exact, frozen norms", f"{LEAN}, frozen norms"
@@ -115,16 +126,23 @@ def layer_rows(bench: Benchmark, layer: Layer, device: str, threads: int) -> Rat
             [problem.published(formulation, patch_size) for problem in problems]
         )
         contenders[OURS, patch(patch_size)] = problems[0].ours(patch_size)
+    if layer.has_taps:
+        contenders[FOURIER, SPECTRUM] = problems[0].ours(
+            DEFAULT.patch_size, DEFAULT.components, DEFAULT.basis
+        )
     times = timed(contenders, device, seconds=0.05)
     for (method, size), timing in times.items():
         add(bench, str(layer), size, threads, method, timing, times[EXACT, ""].over(timing))
-    return {
+    ratios = {
         (method, patch_size): times[method, "" if method == EXACT else patch(patch_size)].over(
             times[OURS, patch(patch_size)]
         )
         for patch_size in PATCH_SIZES
         for method in (EXACT, PUBLISHED, COMPILED)
     }
+    if layer.has_taps:
+        ratios[FOURIER, DEFAULT.patch_size] = times[EXACT, ""].over(times[FOURIER, SPECTRUM])
+    return ratios
 
 
 class Problem(NamedTuple):
@@ -167,15 +185,15 @@ class Problem(NamedTuple):
         numbers = (patch_size, patch_size * self.layer.stride, self.groups)
         return lambda: formulation(self.x, self.grad, self.weight, *numbers)
 
-    def ours(self, patch_size: int) -> Gradients:
+    def ours(self, patch_size: int, components: int = 1, basis: str = "walsh") -> Gradients:
         """Bind what a prepared convolution runs beside its exact forward pass."""
-        padding = self.layer.kernel_size // 2
-        conv = ConvFilter((self.layer.stride,) * 2, (padding,) * 2, (1, 1), self.groups, patch_size, 1)
+        stride, padding = (self.layer.stride,) * 2, (self.layer.kernel_size // 2,) * 2
+        conv = ConvFilter(stride, padding, (1, 1), self.groups, patch_size, components, basis)
         channels_last = _ops.is_channels_last(self.x)
 
         def gradients() -> tuple[Tensor, ...]:
-            sums = _ops.patch_sums(self.x, self.grad.shape, self.weight.shape, conv)
-            return _ops.backward(
+            sums = _filter_ops.saved(self.x, self.grad.shape, self.weight.shape, conv)
+            return _filter_ops.backward(
                 self.grad, self.weight, sums, self.x.shape, conv, channels_last, needs_x=True
             )
 
@@ -250,6 +268,7 @@ def step_rows(
         PUBLISHED: published_filter.use_published_(copy.deepcopy(model), 2),
         FILTERED: prepare_(copy.deepcopy(model), filtering),
         LEAN: prepare_(copy.deepcopy(model), filtering, LeanActivations()),
+        FOURIER_LEAN: prepare_(copy.deepcopy(model), GradientFilter(where=all_but_stem), LeanActivations()),
         ALL_LEAN: prepare_(copy.deepcopy(model), everywhere, LeanActivations()),
         FROZEN: freeze_statistics(copy.deepcopy(model)),
         FROZEN_LEAN: prepare_(copy.deepcopy(model), filtering, LeanActivations(), FrozenNorm()),
@@ -258,7 +277,7 @@ def step_rows(
     times = {method: timing for (method, _), timing in timed(steps, device, seconds=0.0).items()}
     for method, timing in times.items():
         against = times[FROZEN if "frozen" in method else EXACT]
-        size = patch(2) + fallen_back(models[method])
+        size = (SPECTRUM if method == FOURIER_LEAN else patch(2)) + fallen_back(models[method])
         add(bench, f"{name} step", size, threads, method, timing, against.over(timing))
     if device == "cpu":
         about = (
@@ -269,8 +288,8 @@ def step_rows(
 
 def fallen_back(model: nn.Module) -> str:
     """Say how many layers were measured to be faster with exact gradients, and therefore have them."""
-    found = [layer.measurement for layer in model.modules() if isinstance(layer, EdgeConv2d)]
-    exact = sum(measurement is not None and measurement.exact_is_faster for measurement in found)
+    found = [layer for layer in model.modules() if isinstance(layer, EdgeConv2d)]
+    exact = sum(path.path == "exact" for path in explain(model).layers)
     return f", {exact} of {len(found)} layers exact" if exact else ""
 
 
@@ -324,6 +343,10 @@ def claim_layers(bench: Benchmark, ratios: Mapping[Layer, Ratios], threads: int)
                 exp(mean(logs)),
                 bound,
             )
+    logs = [log(ratios[layer][FOURIER, DEFAULT.patch_size]) for layer in PAPER]
+    bench.at_least(
+        f"the paper's seven layers, Fourier, {SPECTRUM}, {about}, geometric mean", exp(mean(logs)), 5.0
+    )
     bench.at_least(f"{DEPTHWISE}, {patch(2)}, {about}", ratios[DEPTHWISE][EXACT, 2], 2.5)
     bench.at_least(f"{POINTWISE}, {patch(2)}, {about}", ratios[POINTWISE][EXACT, 2], 2.0)
     lead = {
@@ -348,14 +371,14 @@ def draw(bench: Benchmark, path: str) -> None:
     most = max(row["threads"] for row in bench.rows)
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     layers = list(dict.fromkeys(row["what"] for row in bench.rows if not row["what"].endswith("step")))
-    shown = ((PUBLISHED, "r = 2"), (COMPILED, "r = 2"), (OURS, "r = 2"), (OURS, "r = 4"))
+    shown = ((COMPILED, "r = 2"), (FOURIER, SPECTRUM), (OURS, "r = 2"), (OURS, "r = 4"))
     for i, (method, patch) in enumerate(shown):
-        values = [
-            row["times_faster_than_exact"]
-            for layer in layers
+        found = {
+            row["what"]: row["times_faster_than_exact"]
             for row in bench.rows
-            if (row["what"], row["method"], row["patch"], row["threads"]) == (layer, method, patch, most)
-        ]
+            if (row["method"], row["patch"], row["threads"]) == (method, patch, most)
+        }
+        values = [found.get(layer, 0.0) for layer in layers]
         places = [place + 0.2 * i for place in range(len(layers))]
         axes.barh(places, values, height=0.18, label=f"{method}, {patch}")
     axes.set_yticks([place + 0.3 for place in range(len(layers))], layers)

@@ -18,7 +18,7 @@ from functools import cache
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ from benchmarks.small_networks import blocks
 from flower_edge.gossip import GossipPlan, full_graph_plan, torus
 from flower_edge.training import GradientFilter, all_but_stem, last, prepare_, tap_symbols
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Part of what names a kept run: raise it when what a run does changes."""
 
 NODES = 8
@@ -41,25 +41,34 @@ ALL = 0
 """Number of last layers that stands for all: everything is trained, and all but the stem filtered."""
 
 
+Basis: TypeAlias = Literal["fourier", "walsh"]
+
+
 @dataclass(frozen=True)
 class Method:
     """Filtered gradients, or one of the two methods without components."""
 
     patch_size: int
     components: int
+    basis: Basis = "walsh"
 
     def __str__(self) -> str:
         names = {EXACT: "exact", FROZEN: "convolutions frozen"}
-        return names.get(self, f"r = {self.patch_size}, k = {self.components}")
+        return names.get(self, f"{self.basis.capitalize()}, r = {self.patch_size}, k = {self.components}")
 
 
 EXACT = Method(1, 0)
 FROZEN = Method(0, 0)
 """Trains normalisation and head alone: what the convolutions' gradients are worth is seen against it."""
 
-CURVES = (*(Method(2, k) for k in (1, 2, 4)), *(Method(4, k) for k in (1, 2, 4, 8)))
+CURVES = (
+    *(Method(2, k) for k in (1, 2, 4)),
+    *(Method(4, k) for k in (1, 2, 4, 8)),
+    *(Method(8, k, "fourier") for k in (9, 13, 21, 29)),
+)
 PAPER = Method(2, 1)
-DEFAULT = Method(4, 4)
+POINTWISE = Method(4, 4)
+DEFAULT = Method(GradientFilter().patch_size, GradientFilter().components, GradientFilter().basis)
 CLAIMED = ("resnet20", 1, 4)
 
 
@@ -78,21 +87,24 @@ def cases(quick: bool) -> list[Case]:
     if quick:
         return [Case("resnet20", 1, 2, 0)]
     choices = [
-        *(("resnet20", 1, layers) for layers in (4, ALL)),
-        *((network, NODES, 4) for network in ("resnet20", "mobilenet_v2")),
-        *(("mobilenet_v2", 1, layers) for layers in (4, ALL)),
+        ("resnet20", 1, 4),
+        ("resnet20", NODES, 4),
+        ("resnet20", 1, ALL),
         *(("resnet20", 1, layers) for layers in (3, 2, 1)),
-        *((network, NODES, ALL) for network in ("resnet20", "mobilenet_v2")),
-        *(("mobilenet_v2", 1, layers) for layers in (3, 2, 1)),
+        ("mobilenet_v2", 1, 4),
+        ("mobilenet_v2", NODES, 4),
     ]
     return [Case(*choice, seed) for choice in choices for seed in range(SEEDS)]
 
 
 def methods_of(case: Case) -> tuple[Method, ...]:
-    """Return what is compared: all of it for one network, elsewhere the paper's method and the default."""
-    if (case.network, case.nodes) == ("resnet20", 1) and case.layers in (4, ALL):
+    """Return what is compared: all of it in one case, else the paper's method and the best for the layers.
+
+    The last layers of MobileNetV2 are depthwise and 1×1 ones, which the Fourier basis leaves exact.
+    """
+    if (case.network, case.nodes, case.layers) == ("resnet20", 1, 4):
         return EXACT, FROZEN, *CURVES
-    return EXACT, FROZEN, PAPER, DEFAULT
+    return EXACT, FROZEN, PAPER, DEFAULT if case.network == "resnet20" else POINTWISE
 
 
 def budget_of(case: Case, quick: bool) -> Budget:
@@ -112,7 +124,7 @@ def change(method: Method, layers: int, measured: bool = False) -> Callable[[nn.
         return lambda model: _freeze(model, layers)
     where = all_but_stem if layers == ALL else last(layers)
     fallback: Literal["measured", "never"] = "measured" if measured else "never"
-    part = GradientFilter(method.patch_size, method.components, where, fallback, basis="walsh")
+    part = GradientFilter(method.patch_size, method.components, where, fallback, method.basis)
     return lambda model: prepare_(model, part)
 
 
@@ -135,7 +147,8 @@ def kept_at(case: Case, method: Method, budget: Budget) -> Path:
     ends and found again by everything that decides its outcome. Remove the folder to run all anew.
     """
     checkpoint = hashlib.sha256((CHECKPOINTS / f"{case.network}.safetensors").read_bytes()).hexdigest()
-    symbols = tap_symbols((3, 3), (1, 1), (1, 1), method.patch_size or 1, method.components or 1).tolist()
+    walsh = method if method.basis == "walsh" else EXACT
+    symbols = tap_symbols((3, 3), (1, 1), (1, 1), walsh.patch_size or 1, walsh.components or 1).tolist()
     decides = [PROTOCOL, checkpoint, symbols, asdict(case), asdict(method), asdict(budget)]
     name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
     return cache_folder() / "gradient_filter_accuracy" / f"{name}.json"
@@ -262,15 +275,15 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     ]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for size, marker in ((2, "o"), (4, "s")):
-        curve = [row for row in shown if row["method"].startswith(f"r = {size}")]
+    for name, marker in (("Walsh, r = 2", "o"), ("Walsh, r = 4", "s"), ("Fourier, r = 8", "^")):
+        curve = [row for row in shown if row["method"].startswith(name)]
         axes.errorbar(
             [1 / row["operations_fewer_counted"] for row in curve],
             [row["accuracy"] for row in curve],
             [row["spread"] for row in curve],
             marker=marker,
             capsize=3,
-            label=f"patches of {size}×{size}",
+            label=name,
         )
         for row in curve:
             axes.annotate(
@@ -309,8 +322,13 @@ def main(bench: Benchmark) -> None:
         for method in (EXACT, FROZEN, DEFAULT)
     )
     text = f"{network}, last {layers} layers, {DEFAULT}"
-    kept = (default["accuracy"] - frozen["accuracy"]) / (exact["accuracy"] - frozen["accuracy"])
-    bench.at_least(f"share kept of the accuracy that training these layers gains: {text}", kept, 0.75)
+    bench.at_most(f"points lost against exact gradients, mean of {SEEDS} seeds: {text}", default["lost"], 0.5)
+    gained = exact["accuracy"] - frozen["accuracy"]
+    bench.at_least(
+        f"share kept of the accuracy that training these layers gains: {text}",
+        1 - default["lost"] / gained,
+        0.75,
+    )
     bench.at_least(
         f"times less backward time in the filtered layers, measured: {text}",
         default["backward_faster_measured"],
