@@ -27,11 +27,12 @@ static int64_t gram_floats(const conv_work *work) {
 }
 
 int64_t fe_conv_scratch(const fe_grid *grad_grid, const fe_grid *x_grid, fe_slabs slabs) {
-    int64_t outputs = grad_grid->channels, inputs = x_grid->channels, points, a_slab, gram, all;
+    int64_t outputs = grad_grid->channels, inputs = x_grid->channels, points, all, grams;
     if (__builtin_mul_overflow(slabs.slab_rows, grad_grid->patches[1], &points) || points > INT_MAX ||
-        outputs > INT_MAX || inputs > INT_MAX || __builtin_mul_overflow(points, outputs + inputs, &a_slab) ||
-        __builtin_mul_overflow(outputs, inputs, &gram) || __builtin_add_overflow(a_slab, gram, &all) ||
-        __builtin_mul_overflow(all, grad_grid->components, &all) || __builtin_mul_overflow(all, slabs.pieces, &all) ||
+        outputs > INT_MAX || inputs > INT_MAX || __builtin_mul_overflow(points, outputs + inputs, &all) ||
+        __builtin_mul_overflow(all, slabs.pieces, &all) ||
+        __builtin_mul_overflow(outputs * inputs, slabs.pieces - 1, &grams) ||
+        __builtin_add_overflow(all, grams, &all) || __builtin_mul_overflow(all, grad_grid->components, &all) ||
         all > INT64_MAX / (int64_t)sizeof(float))
         return -1;
     return all;

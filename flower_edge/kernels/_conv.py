@@ -193,8 +193,9 @@ def _plan(
     points = max(_LEAST_POINTS, _SLAB_FLOATS // max(1, components * (outputs + inputs)))
     slab_rows = max(1, min(points // patches[1], -(-rows // pieces)))
     a_slab = slab_rows * patches[1] * (outputs + inputs)
-    scratch = pieces * components * (a_slab + outputs * inputs)
-    return _Plan(cut, x_cut, stride, pieces, slab_rows, scratch)
+    scratch = components * (pieces * a_slab + (pieces - 1) * outputs * inputs)
+    # Of few sizes, so that layers share them.
+    return _Plan(cut, x_cut, stride, pieces, slab_rows, 1 << (scratch - 1).bit_length())
 
 
 def _number_of_threads() -> int:
