@@ -23,8 +23,8 @@ TRACKED: tuple[Kind, ...] = ("published", "ours")
 class Method:
     """A way to choose, and the share of the full backward time that the choice may take.
 
-    `norm + bias` trains scales, shifts, biases and the head (Cai, Gan, Zhu, Han, "TinyTL", NeurIPS 2020, train
-    biases and the head). It and `last k` reach as far in from the output as the share allows.
+    `norm + bias` trains scales, shifts, biases and the head (Cai, Gan, Zhu, Han, "TinyTL", NeurIPS 2020,
+    train biases and the head). It and `last k` reach as far in from the output as the share allows.
     """
 
     kind: Kind
