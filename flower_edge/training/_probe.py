@@ -1,0 +1,91 @@
+"""How much each tensor's next update would lower the loss, without taking a step."""
+
+import math
+from collections.abc import Callable, Collection, MutableMapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flower_edge.training._measurement import check_loss
+from flower_edge.training._optimizer_state import maximizes, update
+from flower_edge.training._passes import Step
+from flower_edge.training._recorder import Loss
+from flower_edge.training._untouched import untouched
+
+
+def importances(
+    model: nn.Module,
+    batch: tuple[Any, Any],
+    loss: Loss,
+    optimizer: Optimizer,
+    names: Collection[str],
+    before_step: Callable[[str, MutableMapping[str, Any]], None],
+) -> dict[str, float]:
+    """Return the importance of every tensor that the loss depends on.
+
+    Parameters
+    ----------
+    model : Module
+        In the mode in which it is trained; as before afterwards.
+    batch : tuple of (inputs, targets)
+    loss : callable
+    optimizer : Optimizer
+        As before afterwards.
+    names : collection of str
+        Of the parameters to be probed.
+    before_step : callable
+        Changes a copy of a tensor's optimizer state as it would be changed before its next step.
+
+    Returns
+    -------
+    dict of str to float
+        By name, without the tensors that get no gradient.
+
+    Raises
+    ------
+    ValueError
+        If the loss is not a finite scalar or depends on no tensor, a gradient or an update is not finite, the
+        model changes its input in place, or the optimizer cannot step on one tensor alone.
+    """
+    with untouched(model):
+        step = Step(model, batch, loss)
+        step.train_only(names)
+        versions = [value._version for value in step.inputs if isinstance(value, Tensor)]
+        value = step.forward()
+        if versions != [value._version for value in step.inputs if isinstance(value, Tensor)]:
+            raise ValueError("the model changes its input in place, expected one that leaves its batch alone")
+        check_loss(value)
+        torch.autograd.backward(value)
+        found: dict[str, float] = {}
+        for name in names:
+            parameter = model.get_parameter(name)
+            if parameter.grad is not None:
+                state = deepcopy(optimizer.state.get(parameter, {}))
+                before_step(name, state)
+                found[name] = _importance(name, parameter, optimizer, state)
+                # Memory for the next tensor's update.
+                parameter.grad = None
+    return found
+
+
+def _importance(
+    name: str, parameter: nn.Parameter, optimizer: Optimizer, state: MutableMapping[str, Any]
+) -> float:
+    assert parameter.grad is not None  # noqa: S101 - the caller has seen it
+    gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+    if not torch.isfinite(gradient).all():
+        raise ValueError(
+            f"the gradient of {name!r} is not finite in the probe, expected one that can be trained with"
+        )
+    change = update(optimizer, parameter, state)
+    # Products of half precision would underflow.
+    exact = torch.promote_types(gradient.dtype, torch.float32)
+    fall = -(gradient.to(exact) * change.to(exact)).sum(dtype=torch.float64).item()
+    if not math.isfinite(fall):
+        raise ValueError(
+            f"the optimizer's update of {name!r} is not finite in the probe, expected finite optimizer state"
+        )
+    return -fall if maximizes(optimizer, parameter) else fall
