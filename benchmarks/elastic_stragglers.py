@@ -1,9 +1,9 @@
-"""Accuracy over time where some boards are slow: gossip with one deadline a round, and what boards do about it.
+"""Accuracy over time with slow boards: gossip with one deadline a round, and what boards do to meet it.
 
 ``python -m benchmarks.elastic_stragglers --data FOLDER [--plot FILE] [--quick]``. Eight boards, of which the
 slowest takes four times as long as the fastest, learn all classes of CIFAR-10 by gossip on a torus, from
-ResNet-20 pre-trained on five of them, with Dirichlet(0.5) label skew. Time is simulated (`benchmarks.stragglers`):
-processor time *measured* times *modelled* slowdowns.
+ResNet-20 pre-trained on five of them, with Dirichlet(0.5) label skew. Time is simulated
+(`benchmarks.stragglers`): *measured* processor time, times *modelled* slowdowns.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
