@@ -11,6 +11,7 @@ from flower_edge.training.choice import Choice
 from flower_edge.training.elastic import ElasticTrainer
 from flower_edge.training.frozen_norm import FrozenNorm
 from flower_edge.training.gradient_filter import GradientFilter
+from flower_edge.training.kept_profiles import kept_profile
 from flower_edge.training.layers import EdgeConv2d
 from flower_edge.training.lean_activations import LeanActivations
 from flower_edge.training.memory import SavedBytes, saved_bytes
@@ -20,6 +21,7 @@ from flower_edge.training.profile import Profile, profile
 from flower_edge.training.rule import Method, ModelMethod, Rule
 from flower_edge.training.selection import BackwardBudget, Selection, select_tensors
 from flower_edge.training.where import all_but_stem, last
+from flower_edge.training.window import SlidingWindow, blend
 
 __all__ = [
     "BackwardBudget",
@@ -41,9 +43,12 @@ __all__ = [
     "Rule",
     "SavedBytes",
     "Selection",
+    "SlidingWindow",
     "Time",
     "all_but_stem",
+    "blend",
     "explain",
+    "kept_profile",
     "last",
     "prepare_",
     "profile",

@@ -13,12 +13,16 @@ def check_batch(batch: Any) -> None:
         raise ValueError(f"batch is a {type(batch).__name__}, expected a tuple of inputs and targets")
 
 
-def check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise a ValueError if no parameter is trainable, or a hook steps on one in the backward pass."""
+def check_trainable(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise a ValueError if no parameter is."""
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ValueError(
             f"none of the model's {len(parameters)} parameters requires a gradient, expected one to train"
         )
+
+
+def check_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise a ValueError if something may step on a parameter in the backward pass."""
     for name, parameter in parameters.items():
         if getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ValueError(

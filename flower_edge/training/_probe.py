@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from flower_edge.training._measurement import check_loss
 from flower_edge.training._optimizer_state import maximizes, update
 from flower_edge.training._passes import Step
-from flower_edge.training._recorder import Loss
+from flower_edge.training._recorder import Loss, Recorder
 from flower_edge.training._untouched import untouched
+from flower_edge.training.profile import Profile
 
 
 def importances(
@@ -23,6 +24,7 @@ def importances(
     optimizer: Optimizer,
     names: Collection[str],
     before_step: Callable[[str, MutableMapping[str, Any]], None],
+    unchecked: Profile | None = None,
 ) -> dict[str, float]:
     """Return the importance of every tensor that the loss depends on.
 
@@ -38,6 +40,8 @@ def importances(
         Of the parameters to be probed.
     before_step : callable
         Changes a copy of a tensor's optimizer state as it would be changed before its next step.
+    unchecked : Profile, optional
+        Has to be of a model that makes the same calls.
 
     Returns
     -------
@@ -48,13 +52,14 @@ def importances(
     ------
     ValueError
         If the loss is not a finite scalar or depends on no tensor, a gradient or an update is not finite, the
-        model changes its input in place, or the optimizer cannot step on one tensor alone.
+        model changes its input in place, the optimizer cannot step on one tensor alone, or the model is not
+        that of `unchecked`.
     """
     with untouched(model):
         step = Step(model, batch, loss)
         step.train_only(names)
         versions = [value._version for value in step.inputs if isinstance(value, Tensor)]
-        value = step.forward()
+        value = step.forward() if unchecked is None else _checked_forward(step, unchecked)
         if versions != [value._version for value in step.inputs if isinstance(value, Tensor)]:
             raise ValueError("the model changes its input in place, expected one that leaves its batch alone")
         check_loss(value)
@@ -71,21 +76,34 @@ def importances(
     return found
 
 
+def _checked_forward(step: Step, profile: Profile) -> Tensor:
+    """Return the loss, and refuse a profile whose operations are not all there, or a checkpoint."""
+    recorder = Recorder(step.module_names)
+    with recorder.watching(), recorder.recording():
+        value = step.forward()
+    made = {(call.module, call.kind) for call in recorder.calls}
+    for operation in profile.operations:
+        if (operation.module, operation.kind) not in made:
+            raise ValueError(
+                f"the profile has an operation {operation.name!r}, which the model does not call: it is the "
+                "profile of another model; profile this one"
+            )
+    return value
+
+
 def _importance(
     name: str, parameter: nn.Parameter, optimizer: Optimizer, state: MutableMapping[str, Any]
 ) -> float:
     assert parameter.grad is not None  # noqa: S101 - the caller has seen it
     gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-    if not torch.isfinite(gradient).all():
-        raise ValueError(
-            f"the gradient of {name!r} is not finite in the probe, expected one that can be trained with"
-        )
     change = update(optimizer, parameter, state)
     # Products of half precision would underflow.
     exact = torch.promote_types(gradient.dtype, torch.float32)
     fall = -(gradient.to(exact) * change.to(exact)).sum(dtype=torch.float64).item()
     if not math.isfinite(fall):
+        what = "optimizer's update" if torch.isfinite(gradient).all() else "gradient"
         raise ValueError(
-            f"the optimizer's update of {name!r} is not finite in the probe, expected finite optimizer state"
+            f"the {what} of {name!r} is not finite in the probe, expected a batch, a loss and an optimizer "
+            "that a step can be taken with"
         )
     return -fall if maximizes(optimizer, parameter) else fall

@@ -1,9 +1,12 @@
 """The tensors that an elastic trainer chose, and what training them is predicted to cost."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
+from flower_edge.training.backward_graph import BackwardGraph
 from flower_edge.training.budget import Budget
-from flower_edge.training.selection import Selection
+from flower_edge.training.selection import BackwardBudget, Selection, head, select_tensors
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,8 @@ class Choice:
         Of one step on this device. The optimizer counts as if it stepped on all tensors.
     full_backward_seconds : float
         Of a step that trains everything.
-    saved_bytes : int
-        Activations kept for the backward pass.
-    state_bytes : int
-        Gradients and optimizer state of the chosen tensors.
-    joules : float or None
-        Of one step, modelled; None without a budget of energy, since the power is not known.
+    watts : float or None
+        The board's power; None without a budget of energy.
     limits : tuple of Budget
         Those that keep a further tensor of positive importance from joining.
     note : str
@@ -44,9 +43,7 @@ class Choice:
     backward_seconds: float
     optimizer_seconds: float
     full_backward_seconds: float
-    saved_bytes: int
-    state_bytes: int
-    joules: float | None
+    watts: float | None
     limits: tuple[Budget, ...]
     note: str
     probe_seconds: float
@@ -66,6 +63,21 @@ class Choice:
     def step_seconds(self) -> float:
         """Of one whole step."""
         return self.forward_seconds + self.backward_seconds + self.optimizer_seconds
+
+    @property
+    def saved_bytes(self) -> int:
+        """Activations kept for the backward pass."""
+        return self.selection.cost.saved_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """Gradients and optimizer state of the chosen tensors."""
+        return self.selection.cost.state_bytes
+
+    @property
+    def joules(self) -> float | None:
+        """Of one step, modelled; None without a budget of energy, since the power is not known."""
+        return None if self.watts is None else self.watts * self.step_seconds
 
     @property
     def backward_share(self) -> float:
@@ -96,6 +108,40 @@ class Choice:
             for name in order
         ]
         return "\n".join(lines)
+
+
+def select_or_head(
+    graph: BackwardGraph,
+    importance: Mapping[str, float],
+    budget: BackwardBudget,
+    units: Iterable[Collection[str]],
+) -> Selection:
+    """Find the best set as `select_tensors` does, or the head if nothing is worth training.
+
+    Parameters
+    ----------
+    graph : BackwardGraph
+    importance : mapping of str to float
+    budget : BackwardBudget
+    units : iterable of collections of str
+
+    Returns
+    -------
+    Selection
+        Of at least one tensor.
+    """
+    found = select_tensors(graph, importance, budget, units=units)
+    if found.names:
+        return found
+    names = head(graph)
+    return replace(
+        found,
+        names=names,
+        importance=math.fsum(importance[name] for name in names),
+        cost=graph.cost(names),
+        head_only=True,
+        note=f"{found.note}; the head is trained in spite of it: {', '.join(names)}",
+    )
 
 
 def _ms(seconds: float) -> str:

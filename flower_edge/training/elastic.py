@@ -2,23 +2,21 @@
 
 import warnings
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
-from flower_edge.training._checks import check_batch, check_optimizer, check_parameters
+from flower_edge.training._checks import check_batch, check_hooks, check_optimizer, check_trainable
 from flower_edge.training._probe import importances
 from flower_edge.training._recorder import Loss, clock
 from flower_edge.training._untouched import untouched
 from flower_edge.training.backward_graph import BackwardGraph
-from flower_edge.training.budget import Budget, Energy, Limits, check_budgets, limits
-from flower_edge.training.choice import Choice
+from flower_edge.training.budget import Budget, Energy, check_budgets, limits
+from flower_edge.training.choice import Choice, select_or_head
 from flower_edge.training.on_return import OnReturn, check_on_return, come_back
 from flower_edge.training.profile import Profile
 from flower_edge.training.profile import profile as measured_profile
-from flower_edge.training.selection import Selection, select_tensors
 from flower_edge.training.units import layer_units
 
 
@@ -95,7 +93,8 @@ class ElasticTrainer:
         slowdown: float = 1.0,
     ) -> None:
         parameters = dict(model.named_parameters())
-        check_parameters(parameters)
+        check_trainable(parameters)
+        check_hooks(parameters)
         check_optimizer(optimizer, parameters)
         if units not in ("tensors", "layers"):
             raise ValueError(f"units is {units!r}, expected 'tensors' or 'layers'")
@@ -113,9 +112,11 @@ class ElasticTrainer:
         self._choice: Choice | None = None
         self._warned = False
         self._profile: Profile | None = None
+        self._unchecked: Profile | None = None
         self._units: tuple[tuple[str, ...], ...] = ()
         if profile is not None:
             self._take(profile)
+            self._unchecked = profile
 
     @property
     def choice(self) -> Choice | None:
@@ -178,8 +179,9 @@ class ElasticTrainer:
         Raises
         ------
         ValueError
-            If the model cannot be profiled, as :func:`profile` says.
+            If the model is in evaluation mode, or cannot be profiled, as :func:`profile` says.
         """
+        self._check_ready(batch)
         if self._profile is None:
             with untouched(self.model):
                 for name, parameter in self.model.named_parameters():
@@ -208,15 +210,21 @@ class ElasticTrainer:
         Raises
         ------
         ValueError
-            If the loss is not a finite scalar, the gradient or the update of a tensor is not finite (the
-            message names it), or a tensor outside the profile has a gradient.
+            If the model is in evaluation mode, the loss is not a finite scalar, the gradient or the update of
+            a tensor is not finite (the message names it), or the profile is of a model that makes other
+            calls or trains other tensors.
         """
         self.measure(batch)
-        check_batch(batch)
-        check_parameters(dict(self.model.named_parameters()) | self._candidates())
         found = importances(
-            self.model, batch, self._loss, self.optimizer, self.trainable, self._as_before_its_next_step
+            self.model,
+            batch,
+            self._loss,
+            self.optimizer,
+            self.trainable,
+            self._as_before_its_next_step,
+            self._unchecked,
         )
+        self._unchecked = None
         unknown = found.keys() - self.graph.readers.keys()
         if unknown:
             raise ValueError(
@@ -266,17 +274,23 @@ class ElasticTrainer:
         self.measure(batch)
         allowed = self._allowed(among)
         bounds = limits(budgets, self.profile, self.slowdown)
+        units = self.units
         begun = clock()
         known = self.importance(batch) if importance is None else self._given(importance, allowed)
         probed = clock()
-        selection, note = self._solved(known, allowed, bounds)
+        worth = {name: known[name] if name in allowed else 0.0 for name in self.graph.tensor_names}
+        selection = select_or_head(self.graph, worth, bounds.backward, units)
         solved = clock()
-        choice = self._predicted(
-            known,
-            selection,
-            bounds,
-            budgets,
-            note=note,
+        choice = Choice(
+            importance=known,
+            selection=selection,
+            forward_seconds=self.slowdown * self.profile.forward_seconds,
+            backward_seconds=self.slowdown * selection.cost.seconds,
+            optimizer_seconds=self.slowdown * self.profile.optimizer_seconds,
+            full_backward_seconds=self.slowdown * self.graph.full_cost.seconds,
+            watts=max((limit.watts for limit in budgets if isinstance(limit, Energy)), default=None),
+            limits=tuple(bounds.named[what] for what in selection.limits),
+            note="; ".join(filter(None, (bounds.note if selection.head_only else "", selection.note))),
             probe_seconds=0.0 if importance is not None else probed - begun,
             solve_seconds=solved - probed,
         )
@@ -291,6 +305,15 @@ class ElasticTrainer:
         """Let every tensor be trained that was when the trainer was made."""
         self._train(frozenset(self.trainable))
         self._choice = None
+
+    def _check_ready(self, batch: Any) -> None:
+        check_batch(batch)
+        check_hooks(dict(self.model.named_parameters()))
+        if not self.model.training:
+            raise ValueError(
+                "the model is in evaluation mode, expected training mode, whose gradients and times count: "
+                "call model.train(), and put single modules into evaluation mode if you need to"
+            )
 
     def _take(self, profile: Profile) -> None:
         profile.check(self.model)
@@ -329,65 +352,6 @@ class ElasticTrainer:
         if missing:
             raise ValueError(f"the importance of {missing[0]!r} is missing, expected that of every tensor")
         return {name: float(importance[name]) for name in self.graph.tensor_names if name in importance}
-
-    def _solved(
-        self, known: Mapping[str, float], allowed: frozenset[str], bounds: Limits
-    ) -> tuple[Selection, str]:
-        worth = {name: known[name] if name in allowed else 0.0 for name in self.graph.tensor_names}
-        units = self.units if self._by_layer else ()
-        selection = select_tensors(self.graph, worth, bounds.backward, units=units)
-        if not selection.names:
-            selection = self._head(selection, known)
-        note = "; ".join(filter(None, (bounds.note if selection.head_only else "", selection.note)))
-        return selection, note
-
-    def _head(self, nothing: Selection, known: Mapping[str, float]) -> Selection:
-        names = tuple(
-            next(
-                [use.name for use in operation.tensors]
-                for operation in reversed(self.graph.operations)
-                if operation.tensors
-            )
-        )
-        return replace(
-            nothing,
-            names=names,
-            importance=sum(known.get(name, 0.0) for name in names),
-            cost=self.graph.cost(names),
-            head_only=True,
-            note=f"{nothing.note}; the head is trained: {', '.join(names)}",
-        )
-
-    def _predicted(
-        self,
-        known: dict[str, float],
-        selection: Selection,
-        bounds: Limits,
-        budgets: Sequence[Budget],
-        **measured: Any,
-    ) -> Choice:
-        forward, backward, optimizer = (
-            self.slowdown * seconds
-            for seconds in (
-                self.profile.forward_seconds,
-                selection.cost.seconds,
-                self.profile.optimizer_seconds,
-            )
-        )
-        watts = max((budget.watts for budget in budgets if isinstance(budget, Energy)), default=None)
-        return Choice(
-            importance=known,
-            selection=selection,
-            forward_seconds=forward,
-            backward_seconds=backward,
-            optimizer_seconds=optimizer,
-            full_backward_seconds=self.slowdown * self.graph.full_cost.seconds,
-            saved_bytes=selection.cost.saved_bytes,
-            state_bytes=selection.cost.state_bytes,
-            joules=None if watts is None else watts * (forward + backward + optimizer),
-            limits=tuple(bounds.named[what] for what in selection.limits),
-            **measured,
-        )
 
     def _train(self, names: frozenset[str]) -> None:
         """Let `names` alone require gradients; treat the optimizer's state of those that come or go."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flower_edge.training import _profile_json
-from flower_edge.training._checks import check_batch, check_optimizer, check_parameters
+from flower_edge.training._checks import check_batch, check_hooks, check_optimizer, check_trainable
 from flower_edge.training._device import device_name
 from flower_edge.training._measurement import Measurement, ProfiledOperation, Progress, TensorUse
 from flower_edge.training._optimizer_state import state_bytes, step_seconds
@@ -265,7 +265,8 @@ def _check(model: nn.Module, batch: Any, optimizer: Optimizer | None, repeats: i
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, expected at least 1")
     parameters = dict(model.named_parameters())
-    check_parameters(parameters)
+    check_trainable(parameters)
+    check_hooks(parameters)
     for name, parameter in parameters.items():
         if parameter.device.type != "cpu":
             raise ValueError(f"parameter {name!r} is on {parameter.device}, expected a model on the CPU")

@@ -169,6 +169,15 @@ def select_tensors(
     )
 
 
+def head(graph: BackwardGraph) -> tuple[str, ...]:
+    """Return the tensors of the last operation that has any: the cheapest to reach."""
+    return next(
+        tuple(tensor.name for tensor in operation.tensors)
+        for operation in reversed(graph.operations)
+        if operation.tensors
+    )
+
+
 def _check_importance(graph: BackwardGraph, importance: Mapping[str, float]) -> None:
     differing = sorted(importance.keys() ^ graph.readers.keys())
     if differing:
@@ -218,17 +227,12 @@ def _head(
     graph: BackwardGraph, importance: Mapping[str, float], limits: Mapping[str, float], facilities: Facilities
 ) -> Selection:
     """Fall back on the tensors of the last operation that has any."""
-    head = next(
-        [tensor.name for tensor in operation.tensors]
-        for operation in reversed(graph.operations)
-        if operation.tensors
-    )
     cheapest = facilities.alone.min(axis=0)
     found = ", ".join(
         f"{limit:.4g} {name} (the cheapest needs {least:.4g})"
         for (name, limit), least in zip(limits.items(), cheapest, strict=True)
     )
-    selection = _selection(graph, importance, head, limits=tuple(limits))
+    selection = _selection(graph, importance, head(graph), limits=tuple(limits))
     return replace(
         selection,
         upper_bound=0.0,
