@@ -7,6 +7,7 @@ Every board trains for real. What that takes is the processor time, *measured*, 
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -241,7 +242,10 @@ class Board:
             1.001 * self.slowdown * (graph.fixed_seconds + least),
         )
         importance = blend(self.importance, of_all, self._way.of_all) if of_all else self.importance
-        choice = self._trainer.select(batch, among=among, importance=importance, budget=Deadline(seconds))
+        with warnings.catch_warnings():
+            # That nothing but the head fits is what the table shows.
+            warnings.simplefilter("ignore", UserWarning)
+            choice = self._trainer.select(batch, among=among, importance=importance, budget=Deadline(seconds))
         self.trained = choice.names
 
     def _batch(self) -> tuple[Tensor, Tensor]:
