@@ -13,7 +13,8 @@ def layer_units(profile: Profile) -> tuple[tuple[str, ...], ...]:
 
     The tensors that one operation reads are of one layer, weight and bias for example. A normalisation that
     reads the output of another layer directly is of that layer; one that reads anything else, a sum of
-    branches for example, is a layer of its own. Layers that share a tensor are one.
+    branches for example, is a layer of its own. Layers that share a tensor are one. A normalisation that is
+    folded into its convolution (:class:`FrozenNorm`) is computed in several operations, and stays apart.
 
     Parameters
     ----------

@@ -136,9 +136,10 @@ def blend(local: Mapping[str, float], global_: Mapping[str, float], share: float
     """Mix a node's importances with those of the fleet, so that its choice follows its own data less.
 
     Zhang, Chen, Bian, Wang, Xu, "FedEL", NeurIPS 2025, likewise mix local with global importance, against
-    drift between nodes with different data. Both are scaled first so that the positive importances of the
-    tensors known to both sum to 1: losses and learning rates of other nodes may be larger. If one has no
-    positive importance there, it says nothing, and the other counts alone.
+    drift between nodes with different data. Losses and learning rates of other nodes may be larger, so each
+    is scaled first: the magnitudes of the node's sum to 1, and the fleet's, on the tensors known to both, to
+    the same as the node's there. If one of them is zero on all of those, it says nothing, and the other
+    counts alone.
 
     Parameters
     ----------
@@ -166,18 +167,18 @@ def blend(local: Mapping[str, float], global_: Mapping[str, float], share: float
         if not math.isfinite(value):
             raise ValueError(f"the importance of {name!r} is {value}, expected a finite number")
     common = local.keys() & global_.keys()
-    own, others = (_positive_sum(values, common) for values in (local, global_))
+    everything = _magnitude(local, local)
+    own, others = _magnitude(local, common), _magnitude(global_, common)
     if not others:
         share = 0.0
     elif not own:
         share = 1.0
-    return {
-        name: (1 - share) * value / (own or 1.0) + share * global_[name] / (others or 1.0)
-        if name in common
-        else value / (own or 1.0)
-        for name, value in local.items()
-    }
+    scale = own / everything if own else 1.0
+    mixed = {name: value / (everything or 1.0) for name, value in local.items()}
+    for name in common:
+        mixed[name] = (1 - share) * mixed[name] + share * scale * (global_[name] / (others or 1.0))
+    return mixed
 
 
-def _positive_sum(importance: Mapping[str, float], names: Collection[str]) -> float:
-    return math.fsum(max(0.0, importance[name]) for name in names)
+def _magnitude(importance: Mapping[str, float], names: Collection[str]) -> float:
+    return math.fsum(abs(importance[name]) for name in names)
