@@ -21,6 +21,8 @@ from benchmarks.cifar import Images, augmented, normalised
 from flower_edge.training import Deadline, ElasticTrainer, Profile, SlidingWindow, blend
 
 NODES = 8
+MARGIN = 0.05
+"""Share of a deadline that a choice leaves for what no prediction knows."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Way:
     least : float, default 0.0
         Share of the backward time that a board trains at least; it takes fewer steps if it must.
     window : int, default 0
-        Positions of the sliding window; 0 is none.
+        Positions of the sliding window of boards that cannot train everything in time; 0 is none.
     of_all : float, default 0.0
         Weight of what is important to all nodes, beside what is to the node itself.
     """
@@ -234,14 +236,14 @@ class Board:
         batch = self._batch()
         graph = self._profile.graph
         self.importance = self._trainer.importance(batch)
-        among = self._window.names(graph, number) if self._window else graph.tensor_names
-        least = graph.cost(among).seconds if self._window else self._way.least * graph.full_cost.seconds
-        seconds = max(
-            self._deadline / self._race.steps / self._pace,
-            # Where that is too little for the window or the least share, there will be fewer steps.
-            1.001 * self.slowdown * (graph.fixed_seconds + least),
-        )
         importance = blend(self.importance, of_all, self._way.of_all) if of_all else self.importance
+        seconds = (1 - MARGIN) * self._deadline / self._race.steps / self._pace
+        among, least = graph.tensor_names, self._way.least * graph.full_cost.seconds
+        if self._window and seconds < self.slowdown * step_seconds(self._profile, graph.tensor_names):
+            among = self._window.names(graph, number)
+            least = graph.cost(among).seconds
+        # Where the time is too short for the window or the least share, there will be fewer steps.
+        seconds = max(seconds, 1.001 * self.slowdown * (graph.fixed_seconds + least))
         with warnings.catch_warnings():
             # That nothing but the head fits is what the table shows.
             warnings.simplefilter("ignore", UserWarning)
