@@ -1,9 +1,8 @@
 """What an optimizer holds and takes, found out on tensors that are not the model's."""
 
-import copy
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,14 +23,14 @@ def state_bytes(optimizer: Optimizer, parameter: Tensor) -> int:
     state = optimizer.state.get(parameter)
     if not state:
         trial = torch.zeros_like(parameter, requires_grad=True)
-        state = _stepped(optimizer, _group_of(optimizer, parameter), trial).state[trial]
+        state = _stepped(optimizer, group_of(optimizer, parameter), trial).state[trial]
     return sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
 
 
 def step_seconds(optimizer: Optimizer, parameters: Sequence[Tensor], repeats: int) -> float:
     """Return the least time of a step for `parameters`, on copies of them."""
     stand_ins = {parameter: torch.zeros_like(parameter, requires_grad=True) for parameter in parameters}
-    trial = _without_tensors(optimizer)
+    trial = without_tensors(optimizer)
     trial.param_groups = [
         {**group, "params": [stand_ins[p] for p in group["params"] if p in stand_ins]}
         for group in optimizer.param_groups
@@ -48,49 +47,14 @@ def step_seconds(optimizer: Optimizer, parameters: Sequence[Tensor], repeats: in
     return least
 
 
-def update(optimizer: Optimizer, parameter: Tensor, state: Mapping[str, Any]) -> Tensor:
-    """Return what a step would add to a parameter with its present gradient.
-
-    The step is taken on copies. Its memory is that of one tensor and its state, however large the model.
-
-    Parameters
-    ----------
-    optimizer : Optimizer
-        Holds the parameter; stays as it is.
-    parameter : Tensor
-        Has a gradient; stays as it is.
-    state : mapping
-        What the optimizer holds for it; empty before its first step. May be changed.
-
-    Returns
-    -------
-    Tensor
-        Of the parameter's shape and dtype.
+def group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """Return the group of the optimizer that holds a parameter.
 
     Raises
     ------
     ValueError
-        If the optimizer cannot step on this tensor alone.
+        If none does.
     """
-    stand_in = parameter.detach().clone().requires_grad_()
-    # Some optimizers add the weight decay to the gradient itself.
-    stand_in.grad = None if parameter.grad is None else parameter.grad.detach().clone()
-    group = _group_of(optimizer, parameter)
-    settings = copy.deepcopy({name: value for name, value in group.items() if name != "params"})
-    trial = _without_tensors(optimizer)
-    trial.param_groups = [{**settings, "params": [stand_in]}]
-    if state:
-        trial.state[stand_in] = dict(state)
-    _step(trial)
-    return stand_in.detach() - parameter.detach()
-
-
-def maximizes(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Whether the optimizer climbs."""
-    return bool(_group_of(optimizer, parameter).get("maximize", False))
-
-
-def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
     for group in optimizer.param_groups:
         if any(parameter is other for other in group["params"]):
             return group
@@ -99,14 +63,14 @@ def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
 
 def _stepped(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> Optimizer:
     """Return an optimizer of the same kind after one step on `parameter` alone."""
-    trial = _without_tensors(optimizer)
+    trial = without_tensors(optimizer)
     trial.param_groups = [{**group, "params": [parameter]}]
     parameter.grad = torch.zeros_like(parameter)
-    _step(trial)
+    take_step(trial)
     return trial
 
 
-def _without_tensors(optimizer: Optimizer) -> Optimizer:
+def without_tensors(optimizer: Optimizer) -> Optimizer:
     """Return an optimizer of the same kind that holds nothing; its own hooks and schedulers stay behind."""
     trial = type(optimizer).__new__(type(optimizer))
     # As a copy would, but without going through all tensors of the original.
@@ -114,7 +78,14 @@ def _without_tensors(optimizer: Optimizer) -> Optimizer:
     return trial
 
 
-def _step(trial: Optimizer) -> None:
+def take_step(trial: Optimizer) -> None:
+    """Take a step that nobody but the optimizer itself hears of.
+
+    Raises
+    ------
+    ValueError
+        If it cannot.
+    """
     step = type(trial).step
     if getattr(step, "hooked", False):
         # Hooks for the steps of every optimizer count real steps.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, MutableMapping
-from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flower_edge.training._measurement import check_loss
-from flower_edge.training._optimizer_state import maximizes, update
 from flower_edge.training._passes import Step
 from flower_edge.training._recorder import Loss, Recorder
+from flower_edge.training._trial_steps import TrialSteps
 from flower_edge.training._untouched import untouched
 from flower_edge.training.profile import Profile
 
@@ -65,14 +65,13 @@ def importances(
         check_loss(value)
         torch.autograd.backward(value)
         found: dict[str, float] = {}
-        for name in names:
-            parameter = model.get_parameter(name)
+        parameters = {name: model.get_parameter(name) for name in names}
+        trials = TrialSteps(optimizer, parameters.values())
+        for name, parameter in parameters.items():
             if parameter.grad is not None:
-                state = deepcopy(optimizer.state.get(parameter, {}))
-                before_step(name, state)
-                found[name] = _importance(name, parameter, optimizer, state)
-                # Memory for the next tensor's update.
-                parameter.grad = None
+                change, climbs = trials.change(parameter, partial(before_step, name))
+                fall = -_product(name, change, parameter.grad)
+                found[name] = -fall if climbs else fall
     return found
 
 
@@ -91,19 +90,17 @@ def _checked_forward(step: Step, profile: Profile) -> Tensor:
     return value
 
 
-def _importance(
-    name: str, parameter: nn.Parameter, optimizer: Optimizer, state: MutableMapping[str, Any]
-) -> float:
-    assert parameter.grad is not None  # noqa: S101 - the caller has seen it
-    gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-    change = update(optimizer, parameter, state)
-    # Products of half precision would underflow.
-    exact = torch.promote_types(gradient.dtype, torch.float32)
-    fall = -(gradient.to(exact) * change.to(exact)).sum(dtype=torch.float64).item()
-    if not math.isfinite(fall):
+def _product(name: str, change: Tensor, gradient: Tensor) -> float:
+    """Return the sum of their products; `change` is overwritten."""
+    gradient = gradient.to_dense() if gradient.is_sparse else gradient
+    if change.element_size() < torch.float32.itemsize:
+        # Products of half precision underflow.
+        change, gradient = change.float(), gradient.float()
+    product: float = change.mul_(gradient).sum().item()
+    if not math.isfinite(product):
         what = "optimizer's update" if torch.isfinite(gradient).all() else "gradient"
         raise ValueError(
             f"the {what} of {name!r} is not finite in the probe, expected a batch, a loss and an optimizer "
             "that a step can be taken with"
         )
-    return -fall if maximizes(optimizer, parameter) else fall
+    return product

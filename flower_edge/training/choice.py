@@ -89,10 +89,10 @@ class Choice:
         rest = [name for name in self.importance if name not in trained]
         known = [name for name in self.names if name in self.importance]
         width = max(len(name) for name in (*self.importance, "tensor"))
-        limits = " and ".join(map(str, self.limits)) or "nothing"
+        limits = " and ".join(map(str, self.limits))
         lines = [
             f"{len(self.names)} of {len(self.importance)} tensors are trained, {self.backward_share:.1%} of "
-            f"the backward time; {limits} keeps others out",
+            "the backward time" + (f"; the limit is {limits}" if limits else ""),
             f"predicted step: {_ms(self.step_seconds)} (forward {_ms(self.forward_seconds)}, backward "
             f"{_ms(self.backward_seconds)}, optimizer {_ms(self.optimizer_seconds)}), "
             f"{self.saved_bytes / 1e6:.2f} MB saved, {self.state_bytes / 1e6:.2f} MB gradients and state"

@@ -66,7 +66,8 @@ class ElasticTrainer:
         second moments and step counts stay. "drop": the state is thrown away when the tensor leaves, which
         frees its memory, and begins anew.
     profile : Profile, optional
-        Of the model with these trainable parameters, on this device. Default: measured with the first batch.
+        Of the model with these trainable parameters; that of another board makes its times count. Default:
+        measured here, with the first batch.
     slowdown : float, default 1.0
         This device takes the profile's times that many times over: to simulate a slower board.
 
@@ -196,7 +197,7 @@ class ElasticTrainer:
         present mode, and the optimizer's step on a copy of one tensor after the other, with the present
         learning rate, momentum and weight decay. Model, buffers, gradients, optimizer and random states are
         bit for bit as before. For a moment, activations and gradients of training everything are held: where
-        these do not fit, give a smaller batch.
+        these do not fit, give a smaller batch, and `select` the result.
 
         Parameters
         ----------
@@ -245,7 +246,8 @@ class ElasticTrainer:
         """Choose the tensors to train from now on, and let them alone require gradients.
 
         If nothing that is worth training fits the budgets, the head is trained in spite of them: the tensors
-        of the last operation that has any. `Choice.note` says so, and a warning does the first time.
+        of the last operation that reads any which no earlier one does. `Choice.note` says so, and a warning
+        does the first time.
 
         Parameters
         ----------
@@ -340,7 +342,8 @@ class ElasticTrainer:
         unknown = sorted(frozenset(among) - self.graph.readers.keys())
         if unknown:
             raise ValueError(f"among names {unknown[0]!r}, expected trainable tensors of the model")
-        return frozenset(name for unit in self.units if frozenset(among).issuperset(unit) for name in unit)
+        named = frozenset(among)
+        return frozenset(name for unit in self.units if named.issuperset(unit) for name in unit)
 
     def _given(self, importance: Mapping[str, float], allowed: frozenset[str]) -> dict[str, float]:
         unknown = sorted(importance.keys() - self.graph.readers.keys())

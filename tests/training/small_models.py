@@ -64,3 +64,16 @@ class Checkpointed(nn.Module):
         x = self.stem(x.flatten(1))
         x = self.body(x) if self.kind is None else checkpoint(self.body, x, use_reentrant=self.kind)
         return self.head(x)
+
+
+class Tied(nn.Module):
+    """Its head reads the embedding's weight again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(9, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.layer(self.embedding(tokens)).mean(1))

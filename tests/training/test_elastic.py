@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_models import BATCH, CLASSES, IMAGES, Chain, Checkpointed, TwoBranches
+from small_models import BATCH, CLASSES, IMAGES, Chain, Checkpointed, Tied, TwoBranches
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -485,6 +485,17 @@ def test_a_budget_for_the_head_alone_falls_back_to_it_and_says_so(trainer: Any) 
     assert set(again.names) == {"head.weight", "head.bias"}
     step(elastic)
     assert not elastic.select(BATCH, budget=Time(1.0)).head_only
+
+
+def test_a_head_that_shares_its_weight_with_the_first_layer_is_not_the_cheapest() -> None:
+    model = Tied()
+    batch = (torch.arange(6).reshape(2, 3), torch.tensor([0, 1]))
+    elastic = ElasticTrainer(model, SGD(model.parameters()), functional.cross_entropy, Memory(1))
+
+    with pytest.warns(UserWarning, match="the head is trained"):
+        choice = elastic.select(batch)
+
+    assert set(choice.names) == {"layer.weight", "layer.bias"}
 
 
 def test_where_no_update_lowers_the_loss_the_head_is_trained(trainer: Any) -> None:
