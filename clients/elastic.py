@@ -35,8 +35,9 @@ class Elastic:
     on_return : {"keep", "drop"} or float (default: "keep")
         What becomes of a tensor's optimizer state while it is not trained. It lasts one round in any case.
     window : SlidingWindow, optional
-        Where in the network a node may choose, round after round; a node that can train everything in time
-        does. Without it, slow nodes train the last layers alone (FedEL, NeurIPS 2025).
+        Which stretch of the network comes first, choice after choice; what the budget has left goes to the
+        other tensors. Without it, slow nodes train the last layers alone (Zhang et al., "FedEL", NeurIPS
+        2025).
     global_share : float (default: 0.0)
         Weight, from 0 to 1, of what matters to all nodes beside what matters to this one; needs
         ``HostedGossip(..., global_importance=True)``.
@@ -85,7 +86,8 @@ class Elastic:
     margin: float = 0.1
 
     def __post_init__(self) -> None:
-        self.budgets  # noqa: B018 - raises
+        if self.budget is not None:
+            check_budgets(self.budget)
         check_on_return(self.on_return)
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 0:
             raise ValueError(f"every is {self.every!r}; expected a number of steps, or 0 for once a round")

@@ -24,6 +24,12 @@ Batch: TypeAlias = tuple[Tensor, Tensor]
 LEAST_SECONDS = 1e-9
 """Of a step for which no time is left: the head is trained in spite of it."""
 
+PROBE = 1.7
+"""Steps that train everything and take as long as a probe, which updates one tensor after the other."""
+
+FIRST = 1e6
+"""How much more a tensor of the window counts than any other: it comes first, and the rest fills up."""
+
 
 @dataclass
 class Stint:
@@ -186,26 +192,26 @@ class ElasticRound:
         left: float | None,
         done: int,
     ) -> Choice:
-        """Choose within the window if there is one, else among all tensors."""
-        window, graph, units = self._elastic.window, trainer.graph, trainer.units
+        """Choose by importance; where there is a window, its tensors come first."""
+        window, graph = self._elastic.window, trainer.graph
         budgets = self._budgets(left, done)
         if window is None:
             return trainer.select(batch, importance=importance, budget=budgets)
-        number = self._choices_before(done)
-        among = window.names(graph, number, units)
-        choice = trainer.select(batch, among=among, importance=importance, budget=budgets)
-        reached = not set(choice.names).isdisjoint(window.stretches(graph, units)[number % window.positions])
-        if reached or left is None or self._pace is None:
+        stretches = window.stretches(graph, trainer.units)
+        stretch = frozenset(stretches[self._choices_before(done) % window.positions])
+        ranked = {name: value * FIRST if name in stretch else value for name, value in importance.items()}
+        choice = trainer.select(batch, importance=ranked, budget=budgets)
+        reached = not stretch.isdisjoint(choice.names)
+        if reached or left is None or self._pace is None or max(importance[n] for n in stretch) <= 0.0:
             return choice
         # The stretch lies too deep for the time that a step has: fewer steps, each of which gets there.
-        whole = self._seconds(trainer, graph.cost(among).seconds)
+        whole = self._seconds(trainer, graph.cost(stretch).seconds)
         steps = self._pace.steps_in(left, whole, done)
         longer = Deadline(max(left / max(steps, 1), whole))
-        budgets = (*self._elastic.budgets, longer)
-        return trainer.select(batch, among=among, importance=importance, budget=budgets)
+        return trainer.select(batch, importance=ranked, budget=(*self._elastic.budgets, longer))
 
     def _choices_before(self, done: int) -> int:
-        """Return how many choices the node has made before in this run, as far as it can know."""
+        """Return how many choices the node made before, if it took part in every round."""
         every, steps = self._elastic.every, self._task.steps
         in_a_round = 1 if not every or steps is None else -(-steps // every)
         return max(self._task.number - 1, 0) * in_a_round + len(self._stints)
@@ -215,8 +221,8 @@ class ElasticRound:
     def _left(self, trainer: ElasticTrainer, done: int, *, probing: bool) -> float | None:
         """Return the seconds for the steps that are left, None without a deadline.
 
-        What is known to come beside the steps is taken off: a probe, which is a step that trains everything,
-        before each choice, and the forward passes by which saved bytes are counted.
+        What is known to come beside the steps is taken off: a probe before each choice, and the forward
+        passes by which saved bytes are counted.
         """
         if self._pace is None:
             return None
@@ -224,7 +230,7 @@ class ElasticRound:
         if probing:
             every = self._elastic.every or self._pace.steps
             choices = -(-(self._pace.steps - done) // every)
-            left -= choices * self._seconds(trainer, trainer.graph.full_cost.seconds)
+            left -= choices * PROBE * self._seconds(trainer, trainer.graph.full_cost.seconds)
         if not done:
             left -= 2 * trainer.profile.forward_seconds * self._elastic.slowdown
         return left

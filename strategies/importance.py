@@ -1,7 +1,8 @@
 """What matters to all nodes: the mean of their tensors' importances.
 
 A node that chooses what it trains by its own examples alone drifts towards them; one that also heeds what
-matters to the others does less (FedEL, NeurIPS 2025).
+matters to the others does less (Zhang et al., "FedEL: Federated Elastic Learning for Heterogeneous Devices",
+NeurIPS 2025).
 """
 
 from __future__ import annotations

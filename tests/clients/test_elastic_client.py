@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from flower_edge.clients import Elastic, edge_client_app, pace
+from flower_edge.clients import Elastic, edge_client_app, elastic_round, pace
 from flower_edge.training import (
     GradientFilter,
     LeanActivations,
@@ -26,7 +26,7 @@ from flower_edge.training import (
     prepare_,
 )
 
-EPOCHS, BATCHES = 2, 3
+EPOCHS, BATCHES = 8, 3
 STEPS = EPOCHS * BATCHES
 
 
@@ -312,28 +312,57 @@ def test_a_node_that_is_not_elastic_uploads_what_changed_too(batches: list) -> N
 # -------------------------------------------------------------------- again within a round
 
 
-def test_a_choice_lasts_a_number_of_steps(arrays: ArrayRecord, batches: list, profiles: Path) -> None:
-    """Three stretches, three choices of two steps: everything has its turn, one stretch at a time."""
-    stretches = SlidingWindow(3).stretches(known(profiles, batches).graph)
-    elastic = Elastic(Time(0.999), every=2, window=SlidingWindow(3), profiles=profiles)
+def worth_training(reply: Message, names: Any) -> set[str]:
+    """A bias before a normalisation has no effect but rounding."""
+    importance = importance_in(reply)
+    return {name for name in names if importance[name] > 1e-6 * max(importance.values())}
 
-    reply = reply_to(make_app(batches, elastic), arrays)
-    later = reply_to(
-        make_app(batches, Elastic(Time(0.999), window=SlidingWindow(3), profiles=profiles)), arrays
+
+def test_the_window_comes_first_and_moves_on_from_round_to_round(
+    arrays: ArrayRecord, batches: list, profiles: Path
+) -> None:
+    graph = known(profiles, batches).graph
+    stretches = SlidingWindow(3).stretches(graph)
+
+    differs = []
+    for number, stretch in zip(range(1, 5), [*stretches, stretches[0]], strict=True):
+        budget = Time(graph.cost(stretch).seconds / graph.full_cost.seconds)
+        windowed, free = (
+            reply_to(
+                make_app(batches, Elastic(budget, window=window, profiles=profiles)),
+                arrays,
+                **{"server-round": number},
+            )
+            for window in (SlidingWindow(3), None)
+        )
+        assert trained(windowed) >= worth_training(windowed, stretch)
+        assert windowed.content["metrics"]["elastic-share"] <= budget.share * (1 + 1e-9)
+        differs.append(trained(windowed) != trained(free))
+    assert differs[2]
+
+
+def test_a_choice_lasts_a_number_of_steps(arrays: ArrayRecord, batches: list, profiles: Path) -> None:
+    """Three choices in a round, so that every stretch has its turn."""
+    graph, window = known(profiles, batches).graph, SlidingWindow(3)
+    budget = Time(graph.cost(window.stretches(graph)[2]).seconds / graph.full_cost.seconds)
+
+    reply = reply_to(
+        make_app(batches, Elastic(budget, every=STEPS // 3, window=window, profiles=profiles)), arrays
     )
 
-    assert all(not trained(reply).isdisjoint(stretch) for stretch in stretches)
-    assert trained(later) <= {*stretches[0], *HEAD}
+    assert trained(reply) >= worth_training(reply, TENSORS)
+    assert reply.content["metrics"]["elastic-tensors"] < len(trained(reply))
 
 
-def test_the_window_moves_on_from_round_to_round(arrays: ArrayRecord, batches: list, profiles: Path) -> None:
-    stretches = SlidingWindow(3).stretches(known(profiles, batches).graph)
-    app = make_app(batches, Elastic(Time(0.999), window=SlidingWindow(3), profiles=profiles))
+def test_what_the_window_leaves_of_the_budget_is_used(
+    arrays: ArrayRecord, batches: list, profiles: Path
+) -> None:
+    """A node that is almost fast enough trains almost everything."""
+    elastic = Elastic(Time(0.9), window=SlidingWindow(3), profiles=profiles)
 
-    for number, stretch in zip(range(1, 5), [*stretches, stretches[0]], strict=True):
-        reply = reply_to(app, arrays, **{"server-round": number})
-        assert set() < trained(reply) <= {*stretch, *HEAD}
-        assert not trained(reply).isdisjoint(stretch)
+    for number in (1, 2, 3):
+        reply = reply_to(make_app(batches, elastic), arrays, **{"server-round": number})
+        assert reply.content["metrics"]["elastic-share"] > 0.6
 
 
 def test_what_matters_to_all_decides_as_far_as_it_may(
@@ -384,7 +413,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
 
 def deadline_for(profile: Profile, steps: float, step_seconds: float, margin: float = 0.1) -> float:
     """The deadline that leaves time for so many steps, with a probe and the counting of saved bytes."""
-    probe = profile.graph.fixed_seconds + profile.graph.full_cost.seconds
+    probe = elastic_round.PROBE * (profile.graph.fixed_seconds + profile.graph.full_cost.seconds)
     return (probe + 2 * profile.forward_seconds + steps * step_seconds) / (1 - margin)
 
 
@@ -424,7 +453,7 @@ def test_where_not_even_the_head_fits_there_are_fewer_steps(
     metrics = reply.content["metrics"]
     assert trained(reply) == HEAD
     assert (metrics["elastic-steps"], metrics["elastic-steps-share"]) == (fitting, fitting / STEPS)
-    assert metrics["num-examples"] == fitting * 6 // EPOCHS
+    assert metrics["num-examples"] == max(1, fitting * 6 // EPOCHS)
     assert_equal(weights(reply), plainly_trained(arrays, batches, HEAD, steps=fitting))
 
 
@@ -474,9 +503,10 @@ def test_a_window_that_lies_too_deep_is_reached_in_fewer_steps(
 
     metrics = reply.content["metrics"]
     assert not trained(reply).isdisjoint(deepest)
-    whole = step_seconds(profile, window.names(profile.graph, 2))
-    assert metrics["elastic-steps"] == STEPS * 1.05 * step_seconds(profile, HEAD) // whole
-    assert metrics["elastic-step-time-predicted"] <= whole * (1 + 1e-9)
+    assert metrics["elastic-steps"] == STEPS * 1.05 * step_seconds(profile, HEAD) // step_seconds(
+        profile, deepest
+    )
+    assert metrics["elastic-steps"] * metrics["elastic-step-time-predicted"] <= 0.9 * deadline
 
 
 def test_a_node_stops_when_the_clock_says_so(
