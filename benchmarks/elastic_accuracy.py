@@ -37,8 +37,8 @@ PROTOCOL = 1
 
 NETWORKS = ("resnet20", "mobilenet_v2")
 SEEDS = 3
-EVERY = 52
-"""Steps between two choices: nine in a run."""
+EVERY = 156
+"""Steps between two choices: an epoch."""
 
 SHARES = (0.3, 0.5, 0.7)
 FULL = Method("full")

@@ -37,7 +37,7 @@ class Race:
         Local steps of a round.
     batch : int, default 16
         Images a step.
-    deadline : float, default 1.25
+    deadline : float, default 1.1
         Of a round, by what the fastest board takes to train everything.
     rounds : int, default 24
         For those who wait for the slowest board; the others have the same time.
@@ -56,7 +56,7 @@ class Race:
     slowest: float = 4.0
     steps: int = 10
     batch: int = 16
-    deadline: float = 1.25
+    deadline: float = 1.1
     rounds: int = 24
     every: int = 10
     rate: float = 0.02
