@@ -101,7 +101,8 @@ def edge_client_app(
         that chose adds what it chose, as means over the steps: ``elastic-share`` (of the backward time of
         training everything), ``elastic-tensors`` (how many), ``elastic-head-only`` (share of steps for which
         nothing worth training fit), ``elastic-step-time-predicted`` (seconds); how far it came:
-        ``elastic-steps`` and ``elastic-steps-share`` (of those wanted); and what that cost, *measured*:
+        ``elastic-steps`` and ``elastic-steps-share`` (of those wanted); and, *measured*, what that cost:
+        ``elastic-load`` (how many times longer steps take than their profile says; 1 without a deadline),
         ``elastic-overhead`` (choosing, probes included, as a share of the round's time),
         ``elastic-profile-time`` (seconds for measuring what steps cost; not in the overhead) and
         ``elastic-round-time`` (seconds of the whole, on the board that `Elastic.slowdown` makes of this one).

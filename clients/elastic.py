@@ -60,9 +60,10 @@ class Elastic:
     -----
     **A deadline** is divided by the number of steps, after what choosing takes, and each step gets its part.
     Where not even the head fits, or the window's tensors lie too deep for it, the node takes fewer steps, one
-    at least; and it stops when the clock says that the next step would be late. What a node trains under
-    a deadline therefore depends on the clock, and two runs differ. With `budget` alone and a profile kept on
-    disk they do not.
+    at least. If the first steps take longer than planned, because the board does other things, too, the rest
+    is planned anew; and the node stops when the clock says that the next step would be late. What it trains
+    under a deadline therefore depends on the clock, and two runs differ. With `budget` alone and a profile
+    kept on disk they do not.
 
     Examples
     --------

@@ -12,20 +12,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flower_edge.clients import messages
+from flower_edge.clients.allowance import Allowance, seconds_of_a_step
 from flower_edge.clients.elastic import Elastic
 from flower_edge.clients.local_training import BatchFunction
 from flower_edge.clients.pace import Pace
 from flower_edge.clients.profiles import Profiles
-from flower_edge.training import Choice, Deadline, ElasticTrainer, Time, blend
-from flower_edge.training.budget import Budget, limits
+from flower_edge.training import Choice, ElasticTrainer, Time, blend
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
-LEAST_SECONDS = 1e-9
-"""Of a step for which no time is left: the head is trained in spite of it."""
-
 PROBE = 1.7
 """Steps that train everything and take as long as a probe, which updates one tensor after the other."""
+
+LOOK = 5
+"""Steps after which the time that they took is compared with what was planned."""
+
+TOLERANCE = 1.1
+"""How many times longer they may have taken, before the rest of the round is planned anew."""
 
 FIRST = 1e6
 """How much more a tensor of the window counts than any other: it comes first, and the rest fills up."""
@@ -117,6 +120,8 @@ class ElasticRound:
         self._local: dict[str, float] = {}
         self._stints: list[Stint] = []
         self._last_step: int | None = None
+        self._choices = 0
+        self._load = 1.0
         self._choosing = 0.0
         self._profiling = 0.0
 
@@ -128,11 +133,14 @@ class ElasticRound:
     def before_step(self, batch: Batch) -> bool:
         """Choose what is trained from now on, if it is time to; return whether there is time for a step."""
         done, every = self.steps_done, self._elastic.every
-        if done and self._is_over(done):
+        if self._pace is not None:
+            self._pace.step_begins(after_a_step=bool(self._stints) and self._stints[-1].steps > 1)
+        if self._is_over(done):
             return False
-        if done == 0 or (every and done % every == 0):
+        due = done == 0 or (every > 0 and done % every == 0)
+        if due or self._is_slower_than_planned():
             begun = time.perf_counter()
-            self._choose(batch, done)
+            self._choose(batch, done, due=due)
             self._choosing += time.perf_counter() - begun
             if self._is_over(done):
                 return False
@@ -145,26 +153,46 @@ class ElasticRound:
         planned = self._last_step is not None and done >= self._last_step
         return planned or not self._pace.allows(self._stints[-1].choice.step_seconds)
 
+    def _is_slower_than_planned(self) -> bool:
+        """Whether the first steps of the round say so: the board does something else, too."""
+        if self._pace is None or len(self._stints) > 1 or self._stints[-1].steps != LOOK:
+            return False
+        before = self._load
+        self._find_load()
+        return self._load > before * TOLERANCE
+
+    def _find_load(self) -> None:
+        seconds = None if self._pace is None else self._pace.step_seconds()
+        if seconds is not None and self._trainer is not None:
+            # Never faster than the profile: what is short of it is chance.
+            self._load = max(1.0, self._load * seconds / self._stints[-1].choice.step_seconds)
+            self._trainer.slowdown = self._elastic.slowdown * self._load
+
     # ---------------------------------------------------------------- choosing
 
-    def _choose(self, batch: Batch, done: int) -> None:
+    def _choose(self, batch: Batch, done: int, *, due: bool) -> None:
+        """Choose; if it is not due, by the importances that are known."""
         trainer = self._made(batch)
-        shares = self._elastic.global_share > 0.0
-        left = self._left(trainer, done, probing=shares)
-        if self._allows_all(trainer, self._budgets(left, done)):
+        if due:
+            self._find_load()
+            self._choices += 1
+        shares = due and self._elastic.global_share > 0.0
+        allowance = self._allowance(trainer, done, probing=shares)
+        if allowance.covers(trainer, trainer.graph.tensor_names):
             if shares:
                 self._local = trainer.importance(batch)
             # Where all tensors are worth the same, all are chosen.
             alike = dict.fromkeys(trainer.graph.tensor_names, 1.0)
-            choice = trainer.select(batch, importance=alike, budget=self._budgets(left, done))
+            choice = trainer.select(batch, importance=alike, budget=allowance.of_a_step)
         else:
-            left = self._left(trainer, done, probing=True)
-            self._local = trainer.importance(batch)
+            if due or not self._local:
+                allowance = self._allowance(trainer, done, probing=True)
+                self._local = trainer.importance(batch)
             importance = blend(self._local, self._task.importance, self._elastic.global_share)
-            choice = self._chosen(trainer, batch, importance, left, done)
+            choice = self._chosen(trainer, batch, importance, allowance)
         self._stints.append(Stint(choice))
-        if self._pace is not None and left is not None:
-            self._last_step = done + self._pace.steps_in(left, choice.step_seconds, done)
+        if self._pace is not None and allowance.seconds is not None:
+            self._last_step = done + self._pace.steps_in(allowance.seconds, choice.step_seconds, done)
 
     def _made(self, batch: Batch) -> ElasticTrainer:
         """Return the trainer, which needs to know what steps cost with batches like this one."""
@@ -185,67 +213,44 @@ class ElasticRound:
         return self._trainer
 
     def _chosen(
-        self,
-        trainer: ElasticTrainer,
-        batch: Batch,
-        importance: Mapping[str, float],
-        left: float | None,
-        done: int,
+        self, trainer: ElasticTrainer, batch: Batch, importance: Mapping[str, float], allowance: Allowance
     ) -> Choice:
         """Choose by importance; where there is a window, its tensors come first."""
-        window, graph = self._elastic.window, trainer.graph
-        budgets = self._budgets(left, done)
+        window, budgets = self._elastic.window, allowance.of_a_step
         if window is None:
             return trainer.select(batch, importance=importance, budget=budgets)
-        stretches = window.stretches(graph, trainer.units)
-        stretch = frozenset(stretches[self._choices_before(done) % window.positions])
+        stretches = window.stretches(trainer.graph, trainer.units)
+        stretch = frozenset(stretches[self._choices_before() % window.positions])
+        units = [unit for unit in trainer.units if stretch.issuperset(unit)]
+        worth = [unit for unit in units if sum(importance[name] for name in unit) > 0.0]
+        if worth and not any(allowance.covers(trainer, unit) for unit in worth):
+            # Too deep for the time that a step has: fewer steps, each of which can train the whole stretch.
+            budgets = allowance.of_a_longer_step(seconds_of_a_step(trainer, stretch))
         ranked = {name: value * FIRST if name in stretch else value for name, value in importance.items()}
-        choice = trainer.select(batch, importance=ranked, budget=budgets)
-        reached = not stretch.isdisjoint(choice.names)
-        if reached or left is None or self._pace is None or max(importance[n] for n in stretch) <= 0.0:
-            return choice
-        # The stretch lies too deep for the time that a step has: fewer steps, each of which gets there.
-        whole = self._seconds(trainer, graph.cost(stretch).seconds)
-        steps = self._pace.steps_in(left, whole, done)
-        longer = Deadline(max(left / max(steps, 1), whole))
-        return trainer.select(batch, importance=ranked, budget=(*self._elastic.budgets, longer))
+        return trainer.select(batch, importance=ranked, budget=budgets)
 
-    def _choices_before(self, done: int) -> int:
+    def _choices_before(self) -> int:
         """Return how many choices the node made before, if it took part in every round."""
         every, steps = self._elastic.every, self._task.steps
         in_a_round = 1 if not every or steps is None else -(-steps // every)
-        return max(self._task.number - 1, 0) * in_a_round + len(self._stints)
+        return max(self._task.number - 1, 0) * in_a_round + self._choices - 1
 
-    # ---------------------------------------------------------------- budgets
+    def _allowance(self, trainer: ElasticTrainer, done: int, *, probing: bool) -> Allowance:
+        """Return what the steps may cost that are left.
 
-    def _left(self, trainer: ElasticTrainer, done: int, *, probing: bool) -> float | None:
-        """Return the seconds for the steps that are left, None without a deadline.
-
-        What is known to come beside the steps is taken off: a probe before each choice, and the forward
-        passes by which saved bytes are counted.
+        What is known to come beside them is taken off: a probe before each choice, and the forward passes by
+        which saved bytes are counted.
         """
-        if self._pace is None:
-            return None
-        left = self._pace.left()
+        pace, own = self._pace, self._elastic.budgets
+        if pace is None:
+            return Allowance(own, None, 0)
+        seconds, steps = pace.left(), pace.steps - done
         if probing:
-            every = self._elastic.every or self._pace.steps
-            choices = -(-(self._pace.steps - done) // every)
-            left -= choices * PROBE * self._seconds(trainer, trainer.graph.full_cost.seconds)
+            choices = -(-steps // (self._elastic.every or steps))
+            seconds -= choices * PROBE * seconds_of_a_step(trainer, trainer.graph.tensor_names)
         if not done:
-            left -= 2 * trainer.profile.forward_seconds * self._elastic.slowdown
-        return left
-
-    def _budgets(self, left: float | None, done: int) -> tuple[Budget, ...]:
-        if left is None or self._pace is None:
-            return self._elastic.budgets
-        return (*self._elastic.budgets, Deadline(max(left / (self._pace.steps - done), LEAST_SECONDS)))
-
-    def _allows_all(self, trainer: ElasticTrainer, budgets: tuple[Budget, ...]) -> bool:
-        backward = limits(budgets, trainer.profile, self._elastic.slowdown).backward
-        return backward.allows(trainer.graph.full_cost)
-
-    def _seconds(self, trainer: ElasticTrainer, backward_seconds: float) -> float:
-        return (trainer.graph.fixed_seconds + backward_seconds) * self._elastic.slowdown
+            seconds -= 2 * trainer.profile.forward_seconds * trainer.slowdown
+        return Allowance(own, seconds, steps)
 
     # ---------------------------------------------------------------- what is said of it
 
@@ -262,6 +267,7 @@ class ElasticRound:
             "elastic-overhead": (self._choosing - self._profiling) / (seconds - self._profiling),
             "elastic-profile-time": self._profiling,
             "elastic-round-time": seconds * self._elastic.slowdown,
+            "elastic-load": self._load,
             "elastic-steps": float(done),
         }
         if self._task.steps is not None:

@@ -532,6 +532,42 @@ def test_a_node_stops_when_the_clock_says_so(
     assert reply.content["metrics"]["elastic-steps-share"] < 1
 
 
+def test_a_node_that_is_slower_than_planned_plans_anew(
+    arrays: ArrayRecord, batches: list, profiles: Path, clock: StoppedClock
+) -> None:
+    """Everything takes twice its time: it trains less from then on, rather than all for half the steps."""
+    profile = known(profiles, batches)
+    deadline = deadline_for(profile, STEPS, 1.2 * step_seconds(profile, TENSORS))
+    models: list[nn.Module] = []
+
+    def remembered() -> nn.Module:
+        models.append(net())
+        return models[-1]
+
+    class Busy:
+        def __len__(self) -> int:
+            return len(batches)
+
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for batch in batches:
+                yield batch
+                moving = [name for name, p in models[-1].named_parameters() if p.requires_grad]
+                clock.now += 2 * step_seconds(profile, moving)
+
+    app = edge_client_app(
+        remembered, lambda _: (Busy(), Busy()), cross_entropy, elastic=Elastic(profiles=profiles)
+    )
+    began = clock.now
+    reply = reply_to(app, arrays, deadline=deadline)
+
+    metrics = reply.content["metrics"]
+    assert metrics["elastic-load"] == pytest.approx(2.0)
+    assert trained(reply) == set(TENSORS)
+    assert metrics["elastic-tensors"] < len(TENSORS)
+    assert metrics["elastic-steps"] > 0.6 * STEPS
+    assert clock.now - began <= deadline
+
+
 @pytest.mark.usefixtures("clock")
 def test_a_deadline_and_a_budget_hold_at_once(arrays: ArrayRecord, batches: list, profiles: Path) -> None:
     profile = known(profiles, batches)
