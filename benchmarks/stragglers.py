@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.cifar import Images, augmented, normalised
+from flower_edge.clients.elastic_round import FIRST
 from flower_edge.training import Deadline, ElasticTrainer, Profile, SlidingWindow, blend
 
 NODES = 8
@@ -238,17 +239,28 @@ class Board:
         self.importance = self._trainer.importance(batch)
         importance = blend(self.importance, of_all, self._way.of_all) if of_all else self.importance
         seconds = (1 - MARGIN) * self._deadline / self._race.steps / self._pace
-        among, least = graph.tensor_names, self._way.least * graph.full_cost.seconds
-        if self._window and seconds < self.slowdown * step_seconds(self._profile, graph.tensor_names):
-            among = self._window.names(graph, number)
-            least = graph.cost(among).seconds
-        # Where the time is too short for the window or the least share, there will be fewer steps.
-        seconds = max(seconds, 1.001 * self.slowdown * (graph.fixed_seconds + least))
+        if self._way.least:
+            # Where the time of a step is too short for that, there will be fewer steps.
+            seconds = max(seconds, self._seconds_for(self._way.least * graph.full_cost.seconds))
+        if self._window and seconds < self._seconds_for(graph.full_cost.seconds):
+            stretches = self._window.stretches(graph)
+            stretch = frozenset(stretches[number % self._way.window])
+            worth = [name for name in stretch if importance[name] > 0]
+            if worth and min(self._seconds_for(graph.cost([name]).seconds) for name in worth) > seconds:
+                seconds = self._seconds_for(graph.cost(stretch).seconds)
+            # As nodes do in Flower: what is in the stretch first, and the others with what time is left.
+            importance = {
+                name: value * FIRST if name in stretch else value for name, value in importance.items()
+            }
         with warnings.catch_warnings():
             # That nothing but the head fits is what the table shows.
             warnings.simplefilter("ignore", UserWarning)
-            choice = self._trainer.select(batch, among=among, importance=importance, budget=Deadline(seconds))
+            choice = self._trainer.select(batch, importance=importance, budget=Deadline(seconds))
         self.trained = choice.names
+
+    def _seconds_for(self, backward_seconds: float) -> float:
+        """Return what a step takes here, with the least bit more, so that what was asked for fits."""
+        return (1 + 1e-9) * self.slowdown * (self._profile.graph.fixed_seconds + backward_seconds)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(self._images), (self._race.batch,), generator=self._random)
