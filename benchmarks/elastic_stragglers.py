@@ -141,7 +141,8 @@ class Gossip:
         """Train until the time is over."""
         end = self.race.rounds * self.race.slowest * self.race.round_seconds(self.profile)
         deadline = self.race.deadline * self.race.round_seconds(self.profile)
-        now = 0.0
+        between = end / self.race.looks
+        now, next_look = 0.0, between
         curve: list[tuple[float, float]] = []
         while now < end:
             of_all = mean_importance([board.importance for board in self.boards]) if self.way.of_all else {}
@@ -150,8 +151,9 @@ class Gossip:
             now += deadline if self.way.late == "dropped" else took
             self._mix()
             self._rounds += 1
-            if now >= end * (len(curve) + 1) / self.race.looks:
+            if now >= min(next_look, end):
                 curve.append((now, self.look()))
+                next_look = (now // between + 1) * between
         return self._outcome(curve)
 
     def _mix(self) -> None:
@@ -314,20 +316,16 @@ def row(way: Way, outcomes: Sequence[Outcome], waited_for: Sequence[Outcome]) ->
 
 
 def plot(outcomes: Mapping[Way, Sequence[Outcome]], path: str) -> None:
-    """Draw accuracy over simulated time, mean over the seeds."""
+    """Draw accuracy over simulated time, mean over the seeds as long as all of them last."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for way, of_way in outcomes.items():
-        looks = zip(*(outcome.curve for outcome in of_way), strict=True)
-        points = [np.mean(look, axis=0) for look in looks]
-        axes.plot(
-            [0.0, *(point[0] for point in points)],
-            [0.0, *(100 * point[1] for point in points)],
-            marker=".",
-            label=str(way),
-        )
+        curves = [np.array([(0.0, 0.0), *outcome.curve]) for outcome in of_way]
+        seconds = np.linspace(0.0, min(curve[-1, 0] for curve in curves), max(map(len, curves)))
+        accuracy = [np.interp(seconds, curve[:, 0], 100 * curve[:, 1]) for curve in curves]
+        axes.plot(seconds, np.mean(accuracy, axis=0), marker=".", label=str(way))
     axes.set_xlabel("seconds (measured processor time × modelled slowdown)")
     axes.set_ylabel("test accuracy, mean over nodes (%)")
     axes.legend()

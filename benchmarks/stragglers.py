@@ -40,7 +40,7 @@ class Race:
         Images a step.
     deadline : float, default 1.1
         Of a round, by what the fastest board takes to train everything.
-    rounds : int, default 24
+    rounds : int, default 16
         For those who wait for the slowest board; the others have the same time.
     every : int, default 10
         Rounds between two choices.
@@ -58,7 +58,7 @@ class Race:
     steps: int = 10
     batch: int = 16
     deadline: float = 1.1
-    rounds: int = 24
+    rounds: int = 16
     every: int = 10
     rate: float = 0.02
     momentum: float = 0.9
