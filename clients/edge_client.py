@@ -166,7 +166,7 @@ def edge_client_app(
         if selective is None or not selective.is_limited(task.deadline):
             report = local_training.train(net, batches, loss, steps, epochs, device)
         else:
-            choosing = ElasticRound(selective, task, net, steps, loss, profiles, started)
+            choosing = ElasticRound(selective, task, net, steps, loss, profiles, started, context.state)
             report = local_training.train(net, batches, loss, steps, epochs, device, choosing.before_step)
             report.update(choosing.metrics())
             content[messages.ELASTIC] = choosing.record()

@@ -30,6 +30,9 @@ class Elastic:
         What one step may cost on this node; see `flower_edge.training.ElasticTrainer`.
     every : int (default: 0)
         Steps from one choice to the next; 0 for one choice a round.
+    probe_rounds : int (default: 1)
+        Rounds for which the importances of one probe are used; they are kept in the node's
+        ``Context.state``. Where rounds are short, probes take a large part of them.
     units : {"tensors", "layers"} (default: "tensors")
         What joins or leaves as one.
     on_return : {"keep", "drop"} or float (default: "keep")
@@ -78,6 +81,7 @@ class Elastic:
 
     budget: Budget | Sequence[Budget] | None = None
     every: int = 0
+    probe_rounds: int = 1
     units: Literal["tensors", "layers"] = "tensors"
     on_return: OnReturn = "keep"
     window: SlidingWindow | None = None
@@ -92,6 +96,12 @@ class Elastic:
         check_on_return(self.on_return)
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 0:
             raise ValueError(f"every is {self.every!r}; expected a number of steps, or 0 for once a round")
+        if (
+            isinstance(self.probe_rounds, bool)
+            or not isinstance(self.probe_rounds, int)
+            or self.probe_rounds < 1
+        ):
+            raise ValueError(f"probe_rounds is {self.probe_rounds!r}; expected a number of rounds, 1 or more")
         if self.units not in ("tensors", "layers"):
             raise ValueError(f"units is {self.units!r}; expected 'tensors' or 'layers'")
         if self.window is not None and not isinstance(self.window, SlidingWindow):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,6 +15,7 @@ from flower_edge.clients import messages
 from flower_edge.clients.allowance import Allowance, seconds_of_a_step
 from flower_edge.clients.elastic import Elastic
 from flower_edge.clients.local_training import BatchFunction
+from flower_edge.clients.memory import recalled, remember
 from flower_edge.clients.pace import Pace
 from flower_edge.clients.profiles import Profiles
 from flower_edge.training import Choice, ElasticTrainer, Time, blend
@@ -93,6 +94,8 @@ class ElasticRound:
         What steps cost, as far as that is known.
     started : float
         When the round began, by `time.perf_counter`.
+    memory : RecordDict
+        What the node keeps from round to round.
 
     Raises
     ------
@@ -109,6 +112,7 @@ class ElasticRound:
         loss: BatchFunction,
         profiles: Profiles,
         started: float,
+        memory: RecordDict,
     ) -> None:
         self._elastic = elastic
         self._task = task
@@ -117,7 +121,9 @@ class ElasticRound:
         self._started = started
         self._pace = _pace(elastic, task, started)
         self._trainer: ElasticTrainer | None = None
-        self._local: dict[str, float] = {}
+        self._memory = memory
+        self._local = recalled(memory, task.number, elastic.probe_rounds)
+        self._may_probe = not self._local
         self._stints: list[Stint] = []
         self._last_step: int | None = None
         self._choices = 0
@@ -176,23 +182,29 @@ class ElasticRound:
         if due:
             self._find_load()
             self._choices += 1
-        shares = due and self._elastic.global_share > 0.0
-        allowance = self._allowance(trainer, done, probing=shares)
+        may_probe = due and self._may_probe
+        wanted = may_probe and self._elastic.global_share > 0.0
+        allowance = self._allowance(trainer, done, probing=wanted)
         if allowance.covers(trainer, trainer.graph.tensor_names):
-            if shares:
-                self._local = trainer.importance(batch)
+            if wanted:
+                self._probe(trainer, batch)
             # Where all tensors are worth the same, all are chosen.
             alike = dict.fromkeys(trainer.graph.tensor_names, 1.0)
             choice = trainer.select(batch, importance=alike, budget=allowance.of_a_step)
         else:
-            if due or not self._local:
+            # What was kept may be of another model.
+            if may_probe or self._local.keys() != trainer.graph.readers.keys():
                 allowance = self._allowance(trainer, done, probing=True)
-                self._local = trainer.importance(batch)
+                self._probe(trainer, batch)
             importance = blend(self._local, self._task.importance, self._elastic.global_share)
             choice = self._chosen(trainer, batch, importance, allowance)
         self._stints.append(Stint(choice))
         if self._pace is not None and allowance.seconds is not None:
             self._last_step = done + self._pace.steps_in(allowance.seconds, choice.step_seconds, done)
+
+    def _probe(self, trainer: ElasticTrainer, batch: Batch) -> None:
+        self._local = trainer.importance(batch)
+        remember(self._memory, self._task.number, self._local)
 
     def _made(self, batch: Batch) -> ElasticTrainer:
         """Return the trainer, which needs to know what steps cost with batches like this one."""

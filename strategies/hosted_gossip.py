@@ -79,13 +79,15 @@ class HostedGossip(ResumableStrategy):
     mix_untrained : bool (default: True)
         Whether a node also mixes the arrays that were absent from its reply. If so, W(t) acts on all of
         them, as always. If not, each array is mixed among the nodes that have trained it, and links to the
-        others give their weight back to both ends. The mean of all nodes is kept either way, array by array.
+        others give their weight back to both ends: less travels, and nodes that train different parts grow
+        apart. The mean of all nodes is kept either way, array by array.
     global_importance : bool (default: False)
         Whether the nodes learn, from the second round on, the mean over all of them of how important each
         tensor was in the round before; see `flower_edge.clients.Elastic`.
     deadline : float, optional
         Seconds that a node's local training may take in a round, told to the nodes as ``deadline`` in the
-        config. One in the `train_config` of `start` has precedence.
+        config; elastic nodes keep it, others do not know it. One in the `train_config` of `start` has
+        precedence.
     weighted_by_key : str (default: "num-examples")
         The metric by which the nodes' metrics are weighted when averaged. Models are weighted by the plan
         alone.

@@ -93,7 +93,9 @@ def reply_to(
     app: ClientApp,
     arrays: ArrayRecord,
     importance: dict[str, float] | None = None,
+    *,
     node_config: dict[str, Any] | None = None,
+    state: RecordDict | None = None,
     **config: Any,
 ) -> Message:
     content = RecordDict(
@@ -102,9 +104,9 @@ def reply_to(
     if importance is not None:
         figures = {"tensors": list(importance), "importance": list(importance.values())}
         content["elastic"] = ConfigRecord(figures)
-    context = Context(
-        1, 7, {"partition-id": 1, **(node_config or {})}, RecordDict(), {"local-epochs": EPOCHS}
-    )
+    node_config = {"partition-id": 1, **(node_config or {})}
+    state = RecordDict() if state is None else state
+    context = Context(1, 7, node_config, state, {"local-epochs": EPOCHS})
     return app(Message(content, dst_node_id=7, message_type="train"), context)
 
 
@@ -390,6 +392,40 @@ def test_a_node_in_no_need_to_choose_still_says_what_matters_to_it(
     assert_equal(weights(reply), plainly_trained(arrays, batches, set(TENSORS)))
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_a_probe_may_serve_several_rounds(
+    rounds: int, arrays: ArrayRecord, batches: list, profiles: Path
+) -> None:
+    elastic = Elastic(Time(0.5), probe_rounds=rounds, profiles=profiles)
+    state = RecordDict()
+
+    seen = []
+    for number in range(1, 5):
+        # Each app is another process, as a SuperNode has it; the model is the one trained so far.
+        reply = reply_to(make_app(batches, elastic), arrays, state=state, **{"server-round": number})
+        arrays = reply.content["arrays"]
+        seen.append(importance_in(reply))
+        assert set() < trained(reply) < set(TENSORS)
+
+    assert [seen[i] != seen[i - 1] for i in (1, 2, 3)] == [i % rounds == 0 for i in (1, 2, 3)]
+
+
+def test_what_is_remembered_of_another_model_is_of_no_use(
+    arrays: ArrayRecord, batches: list, profiles: Path
+) -> None:
+    state = RecordDict()
+    elastic = Elastic(Time(0.5), probe_rounds=9, profiles=profiles)
+
+    def small() -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(27, 9), nn.Linear(9, 3))
+
+    other = edge_client_app(small, lambda _: (batches, batches), cross_entropy, elastic=Elastic(Time(0.7)))
+    reply_to(other, ArrayRecord(small().state_dict()), state=state)
+    reply = reply_to(make_app(batches, elastic), arrays, state=state, **{"server-round": 2})
+
+    assert set(importance_in(reply)) == set(TENSORS)
+
+
 # -------------------------------------------------------------------- a deadline
 
 
@@ -626,6 +662,7 @@ def test_without_a_folder_a_process_measures_once(
         ({"budget": []}, ValueError, "there is no budget"),
         ({"every": -1}, ValueError, "every is -1; expected a number of steps"),
         ({"every": 2.5}, ValueError, r"every is 2\.5"),
+        ({"probe_rounds": 0}, ValueError, "probe_rounds is 0; expected a number of rounds"),
         ({"units": "blocks"}, ValueError, "units is 'blocks'; expected 'tensors' or 'layers'"),
         ({"on_return": 2.0}, ValueError, r"on_return is 2\.0"),
         ({"window": 3}, ValueError, "window is 3; expected a SlidingWindow"),
