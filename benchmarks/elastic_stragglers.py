@@ -11,7 +11,8 @@ import copy
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -118,10 +119,20 @@ class Gossip:
     train, test : Images
     seed : int
         Of the split, the slowdowns and the order of the images.
+    clock : callable, default time.thread_time
+        Of the processor, in seconds.
     """
 
     def __init__(
-        self, race: Race, way: Way, model: nn.Module, profile: Profile, train: Images, test: Images, seed: int
+        self,
+        race: Race,
+        way: Way,
+        model: nn.Module,
+        profile: Profile,
+        train: Images,
+        test: Images,
+        seed: int,
+        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self.race, self.way, self.profile = race, way, profile
         images = train.sample(race.images, seed)
@@ -129,7 +140,16 @@ class Gossip:
         owned = dirichlet_split(images.labels, NODES, ALPHA, seed)
         slowdowns = race.slowdowns(seed)
         self.boards = [
-            Board(race, way, copy.deepcopy(model), profile, images.rows(rows), slowdown, 1000 * seed + node)
+            Board(
+                race,
+                way,
+                copy.deepcopy(model),
+                profile,
+                images.rows(rows),
+                slowdown,
+                1000 * seed + node,
+                clock,
+            )
             for node, (rows, slowdown) in enumerate(zip(owned, slowdowns, strict=True))
         ]
         self._fleet = Fleet(plan(), model.state_dict(), DPSGD)
