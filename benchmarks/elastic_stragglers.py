@@ -245,7 +245,7 @@ def profile_of(folder: Path) -> Profile:
 
 def race_of(quick: bool) -> Race:
     """Return what all ways share."""
-    return Race(steps=5, rounds=2, every=4, looks=2, images=2000, test_images=200) if quick else Race()
+    return Race(rounds=1, every=5, looks=1, images=2000, test_images=200) if quick else Race()
 
 
 def ways(quick: bool) -> Sequence[Way]:
