@@ -21,6 +21,8 @@ from flower_edge.gossip import GossipPlan
 Batches: TypeAlias = list[tuple[Tensor, Tensor]]
 Change: TypeAlias = Callable[[nn.Module], object]
 """What a method does to a model, in place."""
+BeforeStep: TypeAlias = Callable[[int, tuple[Tensor, Tensor]], object]
+"""What a method does before a step, given its number and its batch."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,27 @@ class FineTuning:
         change(tail)
         return tail
 
-    def alone(self, change: Change) -> float:
-        """Train on one node; return the share of test images that it gets right."""
+    def alone(
+        self, change: Change, watched: Callable[[nn.Module, torch.optim.SGD], BeforeStep] | None = None
+    ) -> float:
+        """Train on one node; return the share of test images that it gets right.
+
+        Parameters
+        ----------
+        change : callable
+            Done to the model once, at the start.
+        watched : callable, optional
+            Given the model and its optimizer, returns what is done before each step, its learning rate being
+            set already.
+        """
         model = self.model(change)
-        optimizer = self._optimizer(model)
+        optimizer = self.optimizer(model)
         self._train_mode(model)
+        before_step = watched(model, optimizer) if watched else lambda step, batch: None
         for step, (x, y) in enumerate(self.batches):
-            self._step(model, optimizer, x, y, step)
+            self._set_rate(optimizer, step)
+            before_step(step, (x, y))
+            self._step(model, optimizer, x, y)
         return self.accuracy(model)
 
     def gossip(self, change: Change, plan: GossipPlan) -> float:
@@ -136,14 +152,15 @@ class FineTuning:
         all nodes.
         """
         models = [self.model(change) for _ in range(self.nodes)]
-        optimizers = [self._optimizer(model) for model in models]
+        optimizers = [self.optimizer(model) for model in models]
         shared = [_mixed_tensors(model) for model in models]
         for model in models:
             self._train_mode(model)
         for step, (x, y) in enumerate(self.batches):
             parts = zip(models, optimizers, x.chunk(self.nodes), y.chunk(self.nodes), strict=True)
             for model, optimizer, own_x, own_y in parts:
-                self._step(model, optimizer, own_x, own_y, step)
+                self._set_rate(optimizer, step)
+                self._step(model, optimizer, own_x, own_y)
             mix(shared, plan.matrix(step).toarray())
         return float(np.mean([self.accuracy(model) for model in models]))
 
@@ -160,7 +177,8 @@ class FineTuning:
         for i in self._frozen:
             modules[i].training = False
 
-    def _optimizer(self, model: nn.Module) -> torch.optim.SGD:
+    def optimizer(self, model: nn.Module) -> torch.optim.SGD:
+        """Return what trains the parameters of a model that require gradients."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.optim.SGD(
             trained,
@@ -169,9 +187,11 @@ class FineTuning:
             weight_decay=self.budget.weight_decay,
         )
 
-    def _step(self, model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor, step: int) -> None:
+    def _set_rate(self, optimizer: torch.optim.SGD, step: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = self.budget.rate_at(step)
+
+    def _step(self, model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
         torch.autograd.backward(cross_entropy(model(x), y))
         optimizer.step()

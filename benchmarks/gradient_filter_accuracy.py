@@ -6,9 +6,7 @@ loses is against exact gradients with the same seed.
 """
 
 import argparse
-import hashlib
 import json
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -23,11 +21,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from benchmarks.cifar import cache_folder, cifar10, data_folder
+from benchmarks import kept_runs
+from benchmarks.cifar import cifar10, data_folder
 from benchmarks.filter_cost import Cost, backward_cost
 from benchmarks.fine_tuning import Budget, FineTuning
 from benchmarks.harness import Benchmark, cores, run
-from benchmarks.pretrain import CHECKPOINTS, pretrained
+from benchmarks.kept_runs import checkpoint_digest, keep, say
+from benchmarks.pretrain import pretrained
 from benchmarks.small_networks import blocks
 from flower_edge.gossip import GossipPlan, full_graph_plan, torus
 from flower_edge.training import GradientFilter, all_but_stem, last, prepare_, tap_symbols
@@ -141,17 +141,12 @@ def plan() -> GossipPlan:
 
 
 def kept_at(case: Case, method: Method, budget: Budget) -> Path:
-    """Return where the outcome of a run is kept.
-
-    A whole table takes most of an hour, and a cut-off must not lose what is done: each run is written when it
-    ends and found again by everything that decides its outcome. Remove the folder to run all anew.
-    """
-    checkpoint = hashlib.sha256((CHECKPOINTS / f"{case.network}.safetensors").read_bytes()).hexdigest()
+    """Return where the outcome of a run is kept."""
     walsh = method if method.basis == "walsh" else EXACT
     symbols = tap_symbols((3, 3), (1, 1), (1, 1), walsh.patch_size or 1, walsh.components or 1).tolist()
+    checkpoint = checkpoint_digest(case.network)
     decides = [PROTOCOL, checkpoint, symbols, asdict(case), asdict(method), asdict(budget)]
-    name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-    return cache_folder() / "gradient_filter_accuracy" / f"{name}.json"
+    return kept_runs.kept_at("gradient_filter_accuracy", decides)
 
 
 def finish(case: Case, budget: Budget, folder: Path) -> None:
@@ -164,12 +159,8 @@ def finish(case: Case, budget: Budget, folder: Path) -> None:
     for method in missing:
         start = change(method, case.layers)
         reached = task.alone(start) if case.nodes == 1 else task.gossip(start, plan())
-        path = kept_at(case, method, budget)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps({**asdict(case), **asdict(method), "accuracy": reached}))
-        scratch.replace(path)
-        print(f"{case}, {method}: {reached:.4f}", file=sys.stderr, flush=True)
+        keep(kept_at(case, method, budget), {**asdict(case), **asdict(method), "accuracy": reached})
+        say(f"{case}, {method}: {reached:.4f}")
 
 
 def fine_tuning(case: Case, budget: Budget, folder: Path) -> FineTuning:

@@ -65,14 +65,24 @@ def resnet20(classes: int) -> nn.Module:
     return _initialised(nn.Sequential(stages))
 
 
-def resnet18(classes: int) -> nn.Module:
-    """Return ResNet-18 (He, Zhang, Ren, Sun, CVPR 2016, table 1), for images of 224×224."""
+def resnet18(classes: int, small_images: bool = False) -> nn.Module:
+    """Return ResNet-18 (He, Zhang, Ren, Sun, CVPR 2016, table 1).
+
+    Parameters
+    ----------
+    classes : int
+        Outputs.
+    small_images : bool, default False
+        Begin with a 3×3 convolution of stride 1 and no pooling, so that 32×32 images end as maps of 4×4.
+    """
+    stem = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+    if small_images:
+        stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     stages: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
-        bn1=nn.BatchNorm2d(64),
-        relu=nn.ReLU(inplace=True),
-        maxpool=nn.MaxPool2d(3, stride=2, padding=1),
+        conv1=stem, bn1=nn.BatchNorm2d(64), relu=nn.ReLU(inplace=True)
     )
+    if not small_images:
+        stages["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
     inputs = 64
     for stage, outputs in enumerate((64, 128, 256, 512), start=1):
         first = BasicBlock(inputs, outputs, stride=1 if stage == 1 else 2)
