@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d, conv2d
 
+from benchmarks import filter_layers, published_filter
 from benchmarks import gradient_filter as bench
-from benchmarks import published_filter
-from benchmarks.gradient_filter import COMPILED, EXACT, OURS, PUBLISHED, Layer, Problem
+from benchmarks.filter_layers import Layer, Problem, both_published
+from benchmarks.gradient_filter import COMPILED, EXACT, OURS, PUBLISHED
 from benchmarks.harness import Benchmark, Timing
 from benchmarks.small_networks import resnet20
 from flower_edge.training import EdgeConv2d, GradientFilter, last, prepare_
@@ -21,7 +22,7 @@ LAYERS = (DENSE, Layer(6, 10, 8, 12, kernel_size=1), Layer(8, 8, 8, 12, depthwis
 
 @pytest.fixture(autouse=True)
 def _small_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "BATCH", 2)
+    monkeypatch.setattr(filter_layers, "BATCH", 2)
     torch.set_num_threads(1)
 
 
@@ -33,7 +34,7 @@ def test_published_formulation_and_ours_agree_at_stride_1(
 ) -> None:
     problem = Problem.of(layer, "cpu", layout)
 
-    published = problem.published(bench.both_published, patch_size)()
+    published = problem.published(both_published, patch_size)()
     ours = problem.ours(patch_size)()
 
     for theirs, mine in zip(published, ours, strict=False):
@@ -50,7 +51,7 @@ def test_published_formulation_is_the_gradient_of_a_patch_constant_layer(layer: 
     coarse = conv2d(avg_pool2d(x, 2), summed, groups=problem.groups)
     coarse.repeat_interleave(2, 2).repeat_interleave(2, 3).backward(grad)  # type: ignore[no-untyped-call]
 
-    grad_x, grad_weight = bench.both_published(x.detach(), grad, weight, 2, 2, problem.groups)
+    grad_x, grad_weight = both_published(x.detach(), grad, weight, 2, 2, problem.groups)
 
     torch.testing.assert_close(grad_x, x.grad)
     assert summed.grad is not None
@@ -61,7 +62,7 @@ def test_published_stride_2_is_four_times_ours() -> None:
     """The flaw of the published code that its documentation here speaks of."""
     problem = Problem.of(Layer(6, 10, 8, 12, stride=2), "cpu", torch.channels_last)
 
-    published = problem.published(bench.both_published, 2)()
+    published = problem.published(both_published, 2)()
     ours = problem.ours(2)()
 
     for theirs, mine in zip(published, ours, strict=False):
