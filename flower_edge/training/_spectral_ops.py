@@ -275,7 +275,8 @@ class _Slabs:
         grad_x, gram = None, None
         if self.spectrum is not None and slab < images:
             grad_x = _empty_map(self.grad, self.x_shape, channels_last)
-        for first in range(0, images, slab):
+        # Without images, one slab of none gives both gradients their shapes.
+        for first in range(0, max(1, images), slab):
             part = self.grad[first : first + slab]
             cut = geometry((len(part), *self.x_shape[1:]), tuple(part.shape), self.layer)
             of_grad = tile_spectra(part, cut.y, sums=True)
@@ -365,7 +366,7 @@ def _fake_spectra(
     )
     axes = [_tiles_along(cells, layer, axis) for axis, cells in enumerate(y_size)]
     rows = 1 + 2 * len(low_frequencies((int(axes[0][2]), int(axes[1][2])), components))
-    return x.new_empty(rows, len(x) * axes[0][0] * axes[1][0], x.shape[1])
+    return x.new_empty(rows, x.shape[0] * axes[0][0] * axes[1][0], x.shape[1])
 
 
 def _fake_backward(
