@@ -28,7 +28,7 @@ def tile_spectra_reference(x: "torch.Tensor", cut: Tiling, *, sums: bool = False
     covered = _framed(x, (-cut.offset[0], -cut.offset[1]), _reach(cut))
     windows = covered.unfold(2, cut.window[0], cut.step[0]).unfold(3, cut.window[1], cut.step[1])
     spectra = torch.einsum("ncpqij,kij->knpqc", windows, _waves(cut, x))
-    spectra = spectra.reshape(cut.rows, images * cut.tiles[0] * cut.tiles[1], channels)
+    spectra = spectra.reshape(cut.rows, images * cut.tiles[0] * cut.tiles[1], channels).contiguous()
     count = len(cut.frequencies)
     if sums:
         return torch.cat([spectra, spectra[1 : 1 + count] + spectra[1 + count :]])

@@ -245,11 +245,10 @@ def _backward(
         if scale is not None:
             grad_scale = (grad_weight * weight).sum((1, 2, 3))
             grad_weight = grad_weight * scale[:, None, None, None]
-    empty = grad.new_empty(0)
     return (
-        empty if grad_x is None else grad_x,
-        empty if grad_weight is None else grad_weight,
-        empty if grad_scale is None else grad_scale,
+        grad.new_empty(0) if grad_x is None else grad_x,
+        grad.new_empty(0) if grad_weight is None else grad_weight,
+        grad.new_empty(0) if grad_scale is None else grad_scale,
     )
 
 
