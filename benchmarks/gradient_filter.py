@@ -243,8 +243,8 @@ def step_rows(
     show(f"{name}, {threads} threads")
     torch.manual_seed(0)
     model = build(1000).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    filtering = GradientFilter(patch_size=2, where=all_but_stem)
-    everywhere = GradientFilter(patch_size=2, where=lambda name, layer: True)
+    filtering = GradientFilter(patch_size=2, where=all_but_stem, basis="walsh")
+    everywhere = GradientFilter(patch_size=2, where=lambda name, layer: True, basis="walsh")
     models = {
         EXACT: model,
         PUBLISHED: published_filter.use_published_(copy.deepcopy(model), 2),

@@ -112,7 +112,7 @@ def change(method: Method, layers: int, measured: bool = False) -> Callable[[nn.
         return lambda model: _freeze(model, layers)
     where = all_but_stem if layers == ALL else last(layers)
     fallback: Literal["measured", "never"] = "measured" if measured else "never"
-    part = GradientFilter(method.patch_size, method.components, where, fallback)
+    part = GradientFilter(method.patch_size, method.components, where, fallback, basis="walsh")
     return lambda model: prepare_(model, part)
 
 

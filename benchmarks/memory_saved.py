@@ -37,7 +37,9 @@ CLASSES = 1000
 MOST = {"ResNet-18": 0.40, "MobileNetV2": 0.15}
 """Largest share of the exact step's saved bytes that is claimed, with everything on."""
 
-FILTERS = {f"filter r={r}": GradientFilter(r, where=all_but_stem, fallback="never") for r in (2, 4)}
+FILTERS = {
+    f"filter r={r}": GradientFilter(r, where=all_but_stem, fallback="never", basis="walsh") for r in (2, 4)
+}
 
 WAYS: dict[str, Sequence[Method | ModelMethod]] = {
     "exact": (),

@@ -1,5 +1,6 @@
 """Flower clients that train and take part in gossip."""
 
 from flower_edge.clients.edge_client import edge_client_app
+from flower_edge.clients.elastic import Elastic
 
-__all__ = ["edge_client_app"]
+__all__ = ["Elastic", "edge_client_app"]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import random
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from flower_edge.clients import local_training
+from flower_edge.clients import local_training, messages
+from flower_edge.clients.elastic import MakeElastic, check_elastic
+from flower_edge.clients.elastic_round import ElasticRound, Task
 from flower_edge.clients.local_training import Batches, BatchFunction
+from flower_edge.clients.profiles import Profiles
 from flower_edge.training import Method, ModelMethod, prepare_
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
@@ -41,6 +42,7 @@ def edge_client_app(
     optimizer: MakeOptimizer = sgd,
     metrics: Mapping[str, BatchFunction] | None = None,
     methods: Methods = (),
+    elastic: MakeElastic = None,
     mods: list[Mod] | None = None,
 ) -> ClientApp:
     """Build a ClientApp that trains and evaluates a torch model.
@@ -71,6 +73,10 @@ def edge_client_app(
         on the model by `flower_edge.training.prepare_` for training alone; what is sent back has the same
         names and shapes as without them, so that nodes with different methods can mix. A callable
         ``(context) -> sequence`` chooses by node or run config.
+    elastic : Elastic, callable, or None (default: None)
+        How a node chooses which tensors it trains, if not all: under a budget of its own, or under the
+        deadline that a message brings. A callable ``(context) -> Elastic or None`` chooses by node or run
+        config. Such a node trains on the CPU, where times are known.
     mods : list of callable, optional
         Flower's client mods.
 
@@ -90,12 +96,24 @@ def edge_client_app(
         the nodes; for the slowest node, too, give the strategy
         ``train_metrics_aggr_fn=flower_edge.strategies.metrics.mean_min_max``.
 
+        Where the strategy takes partial updates, the reply has only the arrays whose bytes differ from
+        those received, and ``upload_share`` (*counted*: their bytes by those of all). An elastic node
+        that chose adds what it chose, as means over the steps: ``elastic-share`` (of the backward time of
+        training everything), ``elastic-tensors`` (how many), ``elastic-head-only`` (share of steps for which
+        nothing worth training fit), ``elastic-step-time-predicted`` (seconds); how far it came:
+        ``elastic-steps`` and ``elastic-steps-share`` (of those wanted); and, *measured*, what that cost:
+        ``elastic-load`` (how many times longer steps take than their profile says; 1 without a deadline),
+        ``elastic-overhead`` (choosing, probes included, as a share of the round's time),
+        ``elastic-profile-time`` (seconds for measuring what steps cost; not in the overhead) and
+        ``elastic-round-time`` (seconds of the whole, on the board that `Elastic.slowdown` makes of this one).
+        Its record ``elastic`` names the tensors ``trained``, and the importance of all.
+
         Evaluation replies have ``eval_loss``, `metrics` and ``num-examples``.
 
     Raises
     ------
     TypeError
-        If `methods` is neither a sequence nor a callable.
+        If `methods` is neither a sequence nor a callable, or `elastic` neither an `Elastic` nor a callable.
 
     Notes
     -----
@@ -115,42 +133,61 @@ def edge_client_app(
     metrics = {"accuracy": accuracy} if metrics is None else metrics
     if not callable(methods) or isinstance(methods, type):
         _check_methods(methods)
+    if not callable(elastic) or isinstance(elastic, type):
+        check_elastic(elastic)
+    profiles = Profiles()
     app = ClientApp(mods=mods)
 
-    def load(message: Message, context: Context) -> tuple[nn.Module, torch.device, Batches, Batches]:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def load(message: Message, context: Context) -> tuple[nn.Module, Batches, Batches]:
         # Twice seeded: what `data` draws (a split, say) is the node's and stays the same in every round;
         # what follows is the round's.
-        _seed(context, stream=0)
+        messages.seed(context, stream=0)
         train_batches, test_batches = data(context)
-        _seed(context, stream=_server_round(message))
+        messages.seed(context, stream=messages.server_round(message))
         net = model()
-        net.load_state_dict(_arrays(message).to_torch_state_dict())
-        return net.to(device), device, train_batches, test_batches
+        net.load_state_dict(messages.arrays(message).to_torch_state_dict())
+        return net, train_batches, test_batches
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
+        started = time.perf_counter()
         chosen = methods(context) if callable(methods) else methods
         _check_methods(chosen)
-        net, device, batches, _ = load(message, context)
+        selective = check_elastic(elastic(context) if callable(elastic) else elastic)
+        net, batches, _ = load(message, context)
+        device = _device() if selective is None else torch.device("cpu")
+        net = net.to(device)
         if chosen:
             prepare_(net, *chosen)
+        steps = optimizer(net.parameters(), messages.learning_rate(message, context))
         epochs = int(context.run_config.get("local-epochs", 1))
-        steps = optimizer(net.parameters(), _learning_rate(message, context) * _decay(message))
-        report = local_training.train(net, batches, loss, steps, epochs, device)
-        content = RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": report})
+        task = Task.of(message, local_training.step_count(batches, epochs))
+        content = RecordDict()
+        if selective is None or not selective.is_limited(task.deadline):
+            report = local_training.train(net, batches, loss, steps, epochs, device)
+        else:
+            choosing = ElasticRound(selective, task, net, steps, loss, profiles, started, context.state)
+            report = local_training.train(net, batches, loss, steps, epochs, device, choosing.before_step)
+            report.update(choosing.metrics())
+            content[messages.ELASTIC] = choosing.record()
+        arrays = ArrayRecord(net.state_dict())
+        if messages.takes_partial_updates(message):
+            arrays, report["upload_share"] = messages.changed(arrays, messages.arrays(message))
+        content["arrays"], content["metrics"] = arrays, report
         return Message(content, reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        net, device, _, batches = load(message, context)
-        report = local_training.evaluate(net, batches, {"eval_loss": loss, **metrics}, device)
+        net, _, batches = load(message, context)
+        device = _device()
+        report = local_training.evaluate(net.to(device), batches, {"eval_loss": loss, **metrics}, device)
         return Message(RecordDict({"metrics": report}), reply_to=message)
 
     @app.query("gossip")
     def query(message: Message, context: Context) -> Message:
         return Message(
-            RecordDict({"gossip": ConfigRecord({"partition-id": _partition(context)})}), reply_to=message
+            RecordDict({"gossip": ConfigRecord({"partition-id": messages.partition(context)})}),
+            reply_to=message,
         )
 
     return app
@@ -164,58 +201,5 @@ def _check_methods(methods: object) -> None:
         )
 
 
-def _seed(context: Context, stream: int) -> None:
-    entropy = (int(context.run_config.get("seed", 0)), _partition(context), stream)
-    words = np.random.SeedSequence(entropy).generate_state(3)
-    torch.manual_seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    random.seed(int(words[2]))
-
-
-def _partition(context: Context) -> int:
-    partition = context.node_config.get("partition-id")
-    if not isinstance(partition, int):
-        raise ValueError(
-            f"this node's partition-id is {partition!r}; expected a number. Start the SuperNode with "
-            '--node-config "partition-id=0 num-partitions=4"'
-        )
-    return partition
-
-
-def _arrays(message: Message) -> ArrayRecord:
-    records = message.content.array_records
-    if len(records) != 1:
-        raise ValueError(f"expected exactly one ArrayRecord in the message, received {len(records)}")
-    return next(iter(records.values()))
-
-
-def _config_value(message: Message, key: str) -> Any:
-    for record in message.content.config_records.values():
-        if key in record:
-            return record[key]
-    return None
-
-
-def _server_round(message: Message) -> int:
-    return int(_config_value(message, "server-round") or 0)
-
-
-def _decay(message: Message) -> float:
-    rounds = _config_value(message, "lr-decay-rounds")
-    if rounds is None:
-        return 1.0
-    if not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"lr-decay-rounds is {rounds!r}; expected a number of rounds, 1 or more")
-    past = min(max(_server_round(message) - 1, 0), rounds - 1) / rounds
-    return 0.5 * (1.0 + math.cos(math.pi * past))
-
-
-def _learning_rate(message: Message, context: Context) -> float:
-    lr = _config_value(message, "lr")
-    lr = context.run_config.get("learning-rate") if lr is None else lr
-    if not isinstance(lr, int | float) or not 0 < lr < float("inf"):
-        raise ValueError(
-            f"the learning rate is {lr!r}; expected a positive number. Give it to the strategy's start() as "
-            "train_config=ConfigRecord({'lr': 0.1}), or as 'learning-rate' in the run config"
-        )
-    return float(lr)
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from statistics import median
 from typing import TypeAlias
 
@@ -24,6 +24,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     epochs: int,
     device: torch.device,
+    before_step: Callable[[tuple[Tensor, Tensor]], bool] = lambda batch: True,
 ) -> MetricRecord:
     """Train a model in place.
 
@@ -41,6 +42,9 @@ def train(
         Passes over the batches.
     device : torch.device
         Where to compute.
+    before_step : callable, optional
+        Called with the batch of each step, on `device`; may change which parameters require gradients. If it
+        returns False, the step is left out and training ends.
 
     Returns
     -------
@@ -48,7 +52,7 @@ def train(
         ``train_loss``
             Mean over all examples seen.
         ``num-examples``
-            Examples of one epoch.
+            Examples of one epoch; of a mean epoch, if training ended early.
         ``step_time``
             *Measured*: seconds of a step, the median; without the loading of its batch.
         ``backward_share``
@@ -65,33 +69,40 @@ def train(
     total, seen, saved = torch.zeros((), dtype=torch.float64), 0, 0
     step_times: list[float] = []
     backward_shares: list[float] = []
-    for _ in range(epochs):
-        for inputs, targets in batches:
-            if not step_times:
-                # Before the first step, so that what layers try out on first use is in no step's time.
-                saved = saved_bytes(net, (inputs.to(device), targets.to(device)), loss).total
-            begin = _clock(device)
-            optimizer.zero_grad()
-            value = loss(net(inputs.to(device)), targets.to(device))
-            backward_begin = _clock(device)
-            value.backward()  # type: ignore[no-untyped-call]
-            backward_end = _clock(device)
-            optimizer.step()
-            step_times.append(_clock(device) - begin)
-            backward_shares.append((backward_end - backward_begin) / step_times[-1])
-            total += value.detach().cpu() * len(targets)
-            seen += len(targets)
+    for inputs, targets in (batch for _ in range(epochs) for batch in batches):
+        inputs, targets = inputs.to(device), targets.to(device)
+        if not before_step((inputs, targets)):
+            break
+        if not step_times:
+            # Before the first step, so that what layers try out on first use is in no step's time.
+            saved = saved_bytes(net, (inputs, targets), loss).total
+        begin = _clock(device)
+        optimizer.zero_grad()
+        value = loss(net(inputs), targets)
+        backward_begin = _clock(device)
+        value.backward()  # type: ignore[no-untyped-call]
+        backward_end = _clock(device)
+        optimizer.step()
+        step_times.append(_clock(device) - begin)
+        backward_shares.append((backward_end - backward_begin) / step_times[-1])
+        total += value.detach().cpu() * len(targets)
+        seen += len(targets)
     if seen == 0:
         raise ValueError(f"no training examples in {epochs} epochs; check `data` and 'local-epochs'")
     return MetricRecord(
         {
             "train_loss": float(total) / seen,
-            "num-examples": seen // epochs,
+            "num-examples": max(1, seen // epochs),
             "step_time": median(step_times),
             "backward_share": median(backward_shares),
             "saved_bytes": saved,
         }
     )
+
+
+def step_count(batches: Batches, epochs: int) -> int | None:
+    """Return how many steps `train` takes, None if the batches have no length."""
+    return len(batches) * epochs if isinstance(batches, Sized) else None
 
 
 def evaluate(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from flower_edge.gossip.codec import ArraySpec, Carried, Layout
 from flower_edge.strategies.fleet import Fleet
+from flower_edge.strategies.importance import Importance, checked_importance
 from flower_edge.strategies.records import MAX_NPY_HEADER_BYTES, read_npy
 
 VERSION = 1
@@ -50,6 +51,8 @@ class Progress:
         Flower node id → index in the plan.
     history : dict
         Metrics of every round, by the name of the field of Flower's ``Result``.
+    importance : dict of str to float
+        The nodes' mean importance of each tensor in the last round; empty if none is kept.
     """
 
     server_round: int
@@ -57,6 +60,7 @@ class Progress:
     energy: npt.NDArray[np.float64]
     bound: dict[int, int] = field(default_factory=dict)
     history: History = field(default_factory=dict)
+    importance: Importance = field(default_factory=dict)
 
     @classmethod
     def start(cls, n: int) -> Progress:
@@ -83,6 +87,7 @@ def save(path: Path, fleet: Fleet, progress: Progress) -> None:
         "energy": progress.energy.tolist(),
         "bound": {str(node_id): index for node_id, index in progress.bound.items()},
         "history": progress.history,
+        "importance": progress.importance,
     }
     partial = path.with_name(path.name + ".partial")
     try:
@@ -125,6 +130,10 @@ def load(path: Path, fleet: Fleet) -> Progress:
                     kind: {int(r): metrics for r, metrics in rounds.items()}
                     for kind, rounds in meta["history"].items()
                 },
+                # Files of before it was kept have none.
+                importance=checked_importance(
+                    meta.get("importance", {}).items(), {spec.name for spec in fleet.layout.specs}
+                ),
             )
             models = _read_array(archive, "models", ArraySpec("models", fleet.models.shape, "float32"))
             carried = [_read_carried(archive, node, fleet.layout) for node in range(n)]

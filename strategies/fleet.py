@@ -1,6 +1,6 @@
 """The models of all nodes of a hosted gossip, and their mixing."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ from flower_edge.gossip.codec import Arrays, Carried, Layout, Vector, is_finite
 from flower_edge.gossip.mixer import Mixer
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.kernels import mix
+from flower_edge.strategies.stretches import Stretch, stretches
 
 Matrix = npt.NDArray[np.float32]
 
@@ -43,8 +44,17 @@ class Fleet:
         """Return the named arrays of one node's model, as views."""
         return self.layout.unflatten(self.models[node], self.carried[node])
 
-    def update(self, node: int, arrays: Arrays) -> None:
+    def update(self, node: int, arrays: Arrays, *, partial: bool = False) -> None:
         """Take over a node's locally trained model.
+
+        Parameters
+        ----------
+        node : int
+            Its index in the plan.
+        arrays : mapping of str to ndarray
+            What it has trained.
+        partial : bool, default False
+            Whether arrays may be absent; they are then what `arrays` of this object gave for the node.
 
         Raises
         ------
@@ -52,6 +62,9 @@ class Fleet:
             If names, shapes or dtypes differ from the initial model's, or a parameter is NaN or infinite.
             The node's model is then what it was.
         """
+        if partial:
+            self.layout.check_known(arrays)
+            arrays = {**self.arrays(node), **arrays}
         # The row of the next models is scratch until mix(): what is rejected never touches the node's own.
         trained, carried = self.layout.flatten(arrays, out=self._next[node])
         if not is_finite(trained):
@@ -59,19 +72,44 @@ class Fleet:
         self.models[node] = trained
         self.carried[node] = carried
 
-    def mix(self, server_round: int, live: Collection[int]) -> None:
+    def mix(
+        self,
+        server_round: int,
+        live: Collection[int],
+        trained: Mapping[int, Collection[str]] | None = None,
+    ) -> tuple[Stretch, ...]:
         """Mix the models of `live` nodes by W(t).
 
         A node that is not live keeps its model and both ends of its links take their weight back, so that
         the matrix which acts is symmetric and doubly stochastic and the mean of all models is kept.
+
+        Parameters
+        ----------
+        server_round : int
+            t.
+        live : collection of int
+            The nodes that take part.
+        trained : mapping of int to collection of str, optional
+            For each live node, the names of the arrays that it mixes, all by default. For any other array
+            the node is as one that is not live, so that each array has a matrix of its own. Needs mixers
+            that are `separable`.
+
+        Returns
+        -------
+        tuple of Stretch
+            What has been mixed among whom.
         """
-        live = frozenset(live)
+        parts = tuple(stretches(self.layout, live, trained))
         outgoing = {node: self._mixers[node].outgoing(self.models[node]) for node in live}
         for node, model in enumerate(self.models):
             row = self.plan.row(node, server_round)
-            received = {j: outgoing[j] for j in row if j in live and j != node} if node in live else {}
-            self._mixers[node].mix(model, row, received, out=self._next[node])
+            for part in parts:
+                here = slice(part.start, part.stop)
+                neighbours = [j for j in row if j in part.live and j != node] if node in part.live else []
+                received = {j: outgoing[j][here] for j in neighbours}
+                self._mixers[node].mix(model[here], row, received, out=self._next[node][here])
         self.models, self._next = self._next, self.models
+        return parts
 
     def mean(self) -> Vector:
         """Return the average of all models, shape (d,)."""
@@ -85,10 +123,3 @@ class Fleet:
             offset = model - mean
             squares += float(np.dot(offset, offset))
         return float(np.sqrt(squares / self.plan.n))
-
-    def live_links(self, server_round: int, live: Collection[int]) -> npt.NDArray[np.int64]:
-        """Return the links of W(t) whose two ends are live, shape (m, 2)."""
-        links = self.plan.phase(server_round).links
-        alive = np.zeros(self.plan.n, bool)
-        alive[list(live)] = True
-        return links[alive[links].all(axis=1)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from logging import INFO, WARNING, getLogger
+from dataclasses import dataclass
+from logging import INFO, getLogger
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,19 @@ from flower_edge.gossip.plan import GossipPlan
 from flower_edge.strategies import checkpoint
 from flower_edge.strategies.binding import BindBy, NodeBinding, TooFewNodesError
 from flower_edge.strategies.fleet import Fleet
+from flower_edge.strategies.importance import (
+    ELASTIC,
+    Importance,
+    mean_importance,
+    received_importance,
+    to_config,
+)
 from flower_edge.strategies.metrics import mean_min_max, weighted_mean
 from flower_edge.strategies.records import checked_weight, only_arrays, to_numpy, to_record
+from flower_edge.strategies.replies import accept
 from flower_edge.strategies.rounds import ResumableStrategy
+from flower_edge.strategies.stretches import energy, traffic
+from flower_edge.strategies.summary import log_summary
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 
@@ -61,6 +73,21 @@ class HostedGossip(ResumableStrategy):
         Seconds to wait at the start for all nodes to connect.
     mixer : callable (default: DPSGD)
         Makes a node's `flower_edge.gossip.Mixer` from its index.
+    partial_updates : bool (default: False)
+        Whether a reply may lack arrays: one that is absent is what was sent. Elastic nodes
+        (``edge_client_app(..., elastic=...)``) are told, and then return only what has changed.
+    mix_untrained : bool (default: True)
+        Whether a node also mixes the arrays that were absent from its reply. If so, W(t) acts on all of
+        them, as always. If not, each array is mixed among the nodes that have trained it, and links to the
+        others give their weight back to both ends: less travels, and nodes that train different parts grow
+        apart. The mean of all nodes is kept either way, array by array.
+    global_importance : bool (default: False)
+        Whether the nodes learn, from the second round on, the mean over all of them of how important each
+        tensor was in the round before; see `flower_edge.clients.Elastic`.
+    deadline : float, optional
+        Seconds that a node's local training may take in a round, told to the nodes as ``deadline`` in the
+        config; elastic nodes keep it, others do not know it. One in the `train_config` of `start` has
+        precedence.
     weighted_by_key : str (default: "num-examples")
         The metric by which the nodes' metrics are weighted when averaged. Models are weighted by the plan
         alone.
@@ -81,8 +108,9 @@ class HostedGossip(ResumableStrategy):
     -----
     Each round's training metrics have, beside the nodes' own: ``consensus-distance`` (√(1/n Σ‖x_i − x̄‖²)
     after mixing), ``nodes-failed``, ``replies-rejected``, and, added up since the first round,
-    ``busiest-node-bytes`` (*counted*: what the node would send and receive over the plan's links) and
-    ``busiest-node-energy-wh`` (*modelled*: the plan's energy model, if it has one).
+    ``busiest-node-bytes`` (*counted*: what the node would send and receive over the plan's links, of the
+    arrays that both ends mix) and ``busiest-node-energy-wh`` (*modelled*: the plan's energy model, if it has
+    one).
 
     References
     ----------
@@ -100,6 +128,10 @@ class HostedGossip(ResumableStrategy):
         resume: str | Path | None = None,
         connect_timeout: float = 300.0,
         mixer: Callable[[int], Mixer] = DPSGD,
+        partial_updates: bool = False,
+        mix_untrained: bool = True,
+        global_importance: bool = False,
+        deadline: float | None = None,
         weighted_by_key: str = "num-examples",
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
@@ -112,6 +144,13 @@ class HostedGossip(ResumableStrategy):
             raise ValueError(f"fraction_evaluate is {fraction_evaluate}; expected 0 to 1")
         if evaluate_every < 1:
             raise ValueError(f"evaluate_every is {evaluate_every}; expected at least 1 round")
+        if deadline is not None and not 0.0 < deadline < math.inf:
+            raise ValueError(f"deadline is {deadline}; expected a positive number of seconds")
+        if not mix_untrained and not mixer(0).separable:
+            raise ValueError(
+                f"{type(mixer(0)).__name__} mixes models as a whole; mix_untrained=False needs a mixer that "
+                "is `separable`, such as DPSGD"
+            )
         self.plan = plan
         self.min_nodes = min_nodes
         self.fraction_evaluate = fraction_evaluate
@@ -119,6 +158,10 @@ class HostedGossip(ResumableStrategy):
         self.resume = None if resume is None else Path(resume)
         self.connect_timeout = connect_timeout
         self.mixer = mixer
+        self.partial_updates = partial_updates
+        self.mix_untrained = mix_untrained
+        self.global_importance = global_importance
+        self.deadline = deadline
         self.weighted_by_key = weighted_by_key
         self.arrayrecord_key = arrayrecord_key
         self.configrecord_key = configrecord_key
@@ -185,7 +228,19 @@ class HostedGossip(ResumableStrategy):
             self._begin(grid, arrays)
         nodes = self._binding.refresh(grid)
         log(INFO, "configure_train: %d of %d nodes are connected", len(nodes), self.plan.n)
-        return self._messages(nodes, server_round, config, MessageType.TRAIN)
+        records = {self.configrecord_key: ConfigRecord({**self._told(), **config})}
+        if self._progress.importance:
+            records[ELASTIC] = to_config(self._progress.importance)
+        return self._messages(nodes, server_round, records, MessageType.TRAIN)
+
+    def _told(self) -> dict[str, bool | float]:
+        """Return what nodes are told of how this strategy is set; nothing unless it is set."""
+        told: dict[str, bool | float] = {}
+        if self.partial_updates:
+            told["partial-updates"] = True
+        if self.deadline is not None:
+            told["deadline"] = self.deadline
+        return told
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -204,7 +259,7 @@ class HostedGossip(ResumableStrategy):
         TooFewNodesError
             If fewer than `min_nodes` nodes trained well. No model has been mixed then.
         """
-        fleet = self._running_fleet()
+        fleet, progress = self._running_fleet(), self._progress
         trained, rejected = self._accept(fleet, replies)
         failed = self.plan.n - len(trained)
         log(INFO, "aggregate_train: Received %d results and %d failures", len(trained), failed)
@@ -213,45 +268,38 @@ class HostedGossip(ResumableStrategy):
                 f"round {server_round}: {len(trained)} of {self.plan.n} nodes trained well "
                 f"({rejected} replies rejected); min_nodes is {self.min_nodes}. The lines above say why"
             )
-        fleet.mix(server_round, trained.keys())
-        self._account(fleet, server_round, trained.keys())
+        names = None if self.mix_untrained else {node: update.names for node, update in trained.items()}
+        parts = fleet.mix(server_round, trained.keys(), names)
+        progress.traffic += traffic(self.plan, server_round, parts)
+        progress.energy += energy(self.plan, server_round, parts)
+        progress.importance = mean_importance([update.importance for update in trained.values()])
         mean = fleet.mean()
         metrics = self.train_metrics_aggr_fn(
-            [trained[node] for node in sorted(trained)], self.weighted_by_key
+            [trained[node].content for node in sorted(trained)], self.weighted_by_key
         )
         metrics["consensus-distance"] = fleet.consensus_distance(mean)
         metrics["nodes-failed"] = failed
         metrics["replies-rejected"] = rejected
-        metrics["busiest-node-bytes"] = int(self._progress.traffic.max())
+        metrics["busiest-node-bytes"] = int(progress.traffic.max())
         if self.plan.energy is not None:
-            metrics["busiest-node-energy-wh"] = float(self._progress.energy.max())
+            metrics["busiest-node-energy-wh"] = float(progress.energy.max())
         return to_record(fleet.layout.unflatten(mean, fleet.carried[0])), metrics
 
-    def _accept(self, fleet: Fleet, replies: Iterable[Message]) -> tuple[dict[int, RecordDict], int]:
-        """Put each good reply's model into the fleet; return contents by node, and the number rejected."""
-        trained: dict[int, RecordDict] = {}
-        rejected = 0
-        for reply in replies:
-            node_id = reply.metadata.src_node_id
-            if reply.has_error():
-                log(WARNING, "\t> Received error in reply from node %d: %s", node_id, reply.error.reason)
-                continue
-            try:
-                checked_weight(reply.content, self.weighted_by_key)
-                node = self._binding.index_of(node_id)
-                fleet.update(node, to_numpy(only_arrays(reply.content), fleet.layout))
-                trained[node] = reply.content
-            except (KeyError, TypeError, ValueError) as error:
-                rejected += 1
-                log(WARNING, "\t> Rejected the reply of node %d: %s", node_id, error)
-        return trained, rejected
+    def _accept(self, fleet: Fleet, replies: Iterable[Message]) -> tuple[dict[int, _Update], int]:
+        """Put each good reply's model into the fleet; return what came by node, and the number rejected."""
+        trained: dict[int, _Update] = {}
 
-    def _account(self, fleet: Fleet, server_round: int, live: Iterable[int]) -> None:
-        links = fleet.live_links(server_round, list(live))
-        per_node = np.bincount(links.ravel(), minlength=self.plan.n)
-        self._progress.traffic += 2 * fleet.layout.nbytes * per_node
-        if self.plan.energy is not None:
-            self._progress.energy += self.plan.energy.per_node(links, self.plan.n)
+        def take(node_id: int, content: RecordDict) -> None:
+            checked_weight(content, self.weighted_by_key)
+            node = self._binding.index_of(node_id)
+            if node in trained:
+                raise ValueError("it has replied in this round before")
+            importance = received_importance(content, fleet.layout) if self.global_importance else {}
+            arrays = to_numpy(only_arrays(content), fleet.layout, partial=self.partial_updates)
+            fleet.update(node, arrays, partial=self.partial_updates)
+            trained[node] = _Update(content, frozenset(arrays), importance)
+
+        return trained, accept(replies, take)
 
     # ---------------------------------------------------------------- evaluation
 
@@ -268,36 +316,32 @@ class HostedGossip(ResumableStrategy):
         chosen = np.random.default_rng(server_round).permutation(sorted(nodes))[:sample_size]
         sample = {int(node): nodes[int(node)] for node in sorted(chosen)}
         log(INFO, "configure_evaluate: Sampled %d nodes (out of %d)", len(sample), len(nodes))
-        return self._messages(sample, server_round, config, MessageType.EVALUATE)
+        records = {self.configrecord_key: config}
+        return self._messages(sample, server_round, records, MessageType.EVALUATE)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean and, for scalar metrics, the extremes over nodes; None if no node replied well."""
-        contents = []
-        for reply in sorted(replies, key=lambda message: message.metadata.src_node_id):
-            node_id = reply.metadata.src_node_id
-            if reply.has_error():
-                log(WARNING, "\t> Received error in reply from node %d: %s", node_id, reply.error.reason)
-                continue
-            try:
-                checked_weight(reply.content, self.weighted_by_key)
-                contents.append(reply.content)
-            except (TypeError, ValueError) as error:
-                log(WARNING, "\t> Rejected the reply of node %d: %s", node_id, error)
+        contents: list[RecordDict] = []
+
+        def take(_: int, content: RecordDict) -> None:
+            checked_weight(content, self.weighted_by_key)
+            contents.append(content)
+
+        accept(sorted(replies, key=lambda message: message.metadata.src_node_id), take)
         log(INFO, "aggregate_evaluate: Received %d results", len(contents))
         return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
 
     # ---------------------------------------------------------------- messages
 
     def _messages(
-        self, nodes: dict[int, int], server_round: int, config: ConfigRecord, message_type: str
+        self, nodes: dict[int, int], server_round: int, records: dict[str, ConfigRecord], message_type: str
     ) -> list[Message]:
         fleet = self._running_fleet()
-        config = ConfigRecord({**config, "server-round": server_round})
+        config = ConfigRecord({**records[self.configrecord_key], "server-round": server_round})
+        records = {**records, self.configrecord_key: config}
         return [
             Message(
-                RecordDict(
-                    {self.arrayrecord_key: to_record(fleet.arrays(node)), self.configrecord_key: config}
-                ),
+                RecordDict({self.arrayrecord_key: to_record(fleet.arrays(node)), **records}),
                 dst_node_id=node_id,
                 message_type=message_type,
             )
@@ -311,40 +355,18 @@ class HostedGossip(ResumableStrategy):
             )
         return self._fleet
 
-    # ---------------------------------------------------------------- logging
-
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
-        links = self.plan.links_per_node(1)
-        log(INFO, "\t├──> Gossip plan:")
-        log(
-            INFO,
-            "\t│\t├── Nodes: %d | links: %d | phases: %d",
-            self.plan.n,
-            links.sum() // 2,
-            len(self.plan.phases),
-        )
-        log(INFO, "\t│\t├── rho = ‖W − J‖: %.4f | spectral gap: %.4f", self.plan.rho, self.plan.spectral_gap)
-        log(INFO, "\t│\t├── Links of a node: %d to %d", links.min(), links.max())
-        if self.plan.energy is None:
-            log(INFO, "\t│\t└── Energy: no model")
-        else:
-            busiest = self.plan.energy_per_node(1).max()
-            log(INFO, "\t│\t└── Busiest node: %.3g Wh a round (modelled)", busiest)
-        log(INFO, "\t├──> Nodes:")
-        log(INFO, "\t│\t├── Minimum that train well in a round: %d", self.min_nodes)
-        log(
-            INFO,
-            "\t│\t├── Fraction: evaluate (%.2f), every %d rounds",
-            self.fraction_evaluate,
-            self.evaluate_every,
-        )
-        log(INFO, "\t│\t└── Bound by: %s", self.bind_by)
-        log(INFO, "\t├──> Resume file: %s", self.resume or "none")
-        log(INFO, "\t└──> Keys in records:")
-        log(INFO, "\t\t├── Metrics weighted by: '%s'", self.weighted_by_key)
-        log(INFO, "\t\t├── ArrayRecord key: '%s'", self.arrayrecord_key)
-        log(INFO, "\t\t└── ConfigRecord key: '%s'", self.configrecord_key)
+        log_summary(self)
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What a node has trained: its reply, the arrays in it, and how important its tensors are to it."""
+
+    content: RecordDict
+    names: frozenset[str]
+    importance: Importance
 
 
 _HISTORY = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")

@@ -42,16 +42,30 @@ def read_npy(content: bytes, expected: ArraySpec) -> npt.NDArray[Any]:
     return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
-def to_numpy(record: ArrayRecord, layout: Layout) -> dict[str, npt.NDArray[Any]]:
+def to_numpy(record: ArrayRecord, layout: Layout, *, partial: bool = False) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of a record that came over the network, all of them as `layout` says.
+
+    Parameters
+    ----------
+    record : ArrayRecord
+        As received.
+    layout : Layout
+        Names, shapes and dtypes expected.
+    partial : bool, default False
+        Whether arrays may be missing.
 
     Raises
     ------
     ValueError
         If an array is missing, unexpected, damaged, or of another shape or dtype.
     """
-    layout.check_names(record)
-    return {spec.name: read_npy(_npy(record[spec.name]), spec) for spec in layout.specs}
+    if partial:
+        layout.check_known(record)
+    else:
+        layout.check_names(record)
+    return {
+        spec.name: read_npy(_npy(record[spec.name]), spec) for spec in layout.specs if spec.name in record
+    }
 
 
 def to_record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:

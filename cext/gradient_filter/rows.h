@@ -25,18 +25,25 @@ TARGET FE_INLINE void NAME(transform)(VEC *cells, int64_t side) {
                 NAME(butterfly)(cells + i, cells + i + half);
 }
 
-/* Sum over a block of cells, `row` and `cell` floats apart; inside the map, with the same cells of later windows fetched
- * ahead. */
-TARGET FE_INLINE VEC NAME(block_sum)(const float *x, int64_t row, int64_t cell, int64_t rows, int64_t columns,
-                                     int fetch, int64_t n) {
+/* Sum over a block of cells, `row` and `cell` floats apart. */
+TARGET FE_INLINE VEC NAME(block_sum)(const float *x, int64_t row, int64_t cell, int64_t rows, int64_t columns, int64_t n) {
     VEC sum = NAME(set)(0.0f);
     for (int64_t h = 0; h < rows; h++)
-        for (int64_t w = 0; w < columns; w++) {
-            if (fetch)
-                __builtin_prefetch((const char *)(x + h * row + w * cell) + AHEAD, 0, 2);
+        for (int64_t w = 0; w < columns; w++)
             sum = NAME(add)(sum, NAME(load)(x + h * row + w * cell, n));
-        }
     return sum;
+}
+
+/* Where the windows of the next patch row begin. They are fetched in the order of memory while this row is read window by
+ * window, an order in which cores' own prefetchers lose their way. What lies behind the map is never touched. */
+TARGET FE_INLINE uintptr_t NAME(next_row)(const float *x, int64_t row, const span *rows, const fe_grid *grid) {
+    return (uintptr_t)x + (uintptr_t)((rows[0].begin + grid->window[0]) * row) * sizeof(float);
+}
+
+/* Fetches the lines of some vectors, into the second cache: a row of windows is larger than the first. */
+TARGET FE_INLINE void NAME(fetch)(uintptr_t ahead, int64_t vectors) {
+    for (int64_t i = 0; i < vectors; i++)
+        __builtin_prefetch((const char *)(ahead + (uintptr_t)i * sizeof(VEC)), 0, 2);
 }
 
 /* Transforms `n` channels of one window whose first channels are at x: afterwards, component u is at
@@ -50,9 +57,9 @@ TARGET FE_INLINE void NAME(analyse)(VEC *cells, const float *x, int64_t row, int
         for (int64_t j = 0; j < side; j++)
             cells[i * side + j] =
                 block ? NAME(block_sum)(x + (rows[0].begin + i * block) * row + (columns[0].begin + j * block) * cell,
-                                        row, cell, block, block, 1, n)
+                                        row, cell, block, block, n)
                       : NAME(block_sum)(x + rows[i].begin * row + columns[j].begin * cell, row, cell, rows[i].count,
-                                        columns[j].count, 0, n);
+                                        columns[j].count, n);
     if (side == 1) {
         if (means)
             cells[0] = NAME(multiply)(cells[0], NAME(set)(part));
@@ -113,12 +120,15 @@ TARGET FE_INLINE void NAME(pool_row_of)(const patch_job *job, int64_t image, int
     int64_t real_rows = blocks_of(rows, grid, 0, p, side);
     const float *x = job->in + image * job->map.image;
     float *out = job->out + (image * grid->patches[0] + p - job->first) * patches * lanes;
+    uintptr_t ahead = NAME(next_row)(x, row, rows, grid);
+    const int64_t vectors = side * side * block * block;
     for (int64_t u = 0; u < components; u++)
         slots[u] = grid->slots[u];
     for (int64_t q = 0; q < patches; q++, out += lanes) {
         int64_t real = real_rows * blocks_of(columns, grid, 1, q, side), c = 0;
-        if (block && real == side * side * block * block)
-            for (; c + LANES <= lanes; c += LANES) {
+        if (block && real == vectors)
+            for (; c + LANES <= lanes; c += LANES, ahead += (uintptr_t)vectors * sizeof(VEC)) {
+                NAME(fetch)(ahead, vectors);
                 NAME(analyse)(cells, x + c, row, cell, rows, columns, real, means, side, block, LANES);
                 for (int64_t u = 0; u < components; u++)
                     NAME(store)(out + u * component + c, side == 1 ? cells[0] : cells[slots[u]], LANES);
@@ -239,6 +249,7 @@ TARGET FE_INLINE void NAME(depthwise_row_of)(const depthwise_job *job, int64_t i
     float *x = job->grad_x ? job->grad_x + image * job->x.image : NULL;
     int64_t real_rows = blocks_of(rows, grid, 0, p, side);
     blocks_of(x_rows, x_grid, 0, p, side);
+    uintptr_t ahead = NAME(next_row)(grad, row, rows, grid);
     if (x) {
         zero_rows(x, x_row, x_grid, p);
         NAME(zero_columns)(x, &job->x, x_rows, side);
@@ -254,10 +265,13 @@ TARGET FE_INLINE void NAME(depthwise_row_of)(const depthwise_job *job, int64_t i
             for (int64_t at = 0; at < width; at += LANES) {
                 int64_t c = begin + at, n = width - at < LANES ? width - at : LANES;
                 VEC coefficients[MOST_CELLS];
-                if (full && n == LANES)
+                if (full && n == LANES) {
+                    NAME(fetch)(ahead, real);
                     NAME(analyse)(cells, grad + c, row, cell, rows, columns, real, 1, side, block, LANES);
-                else
+                    ahead += (uintptr_t)real * sizeof(VEC);
+                } else {
                     NAME(analyse)(cells, grad + c, row, cell, rows, columns, real, 1, side, 0, n);
+                }
                 for (int64_t i = 0; side > 1 && i < side * side; i++)
                     coefficients[i] = NAME(set)(0.0f);
                 for (int64_t u = 0; u < components; u++) {

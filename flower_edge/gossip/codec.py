@@ -4,7 +4,7 @@ Gossip averages vectors; frameworks hold named arrays (a torch ``state_dict``, a
 `Layout` is the fixed correspondence between the two, found once per model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -119,9 +119,14 @@ class Layout:
             raise ValueError(
                 f"array {missing[0]!r} is missing; expected {len(names)} arrays, received {len(arrays)}"
             )
-        if unexpected := sorted(set(arrays) - set(names)):
+        self.check_known(arrays)
+
+    def check_known(self, names: Collection[str]) -> None:
+        """Raise a ValueError that names the first array which the layout lacks."""
+        if unexpected := sorted(set(names) - {spec.name for spec in self.specs}):
             raise ValueError(
-                f"unexpected array {unexpected[0]!r}; expected {len(names)} arrays, received {len(arrays)}"
+                f"unexpected array {unexpected[0]!r}; expected {len(self.specs)} arrays, "
+                f"received {len(names)}"
             )
 
     def flatten(self, arrays: Arrays, out: Vector | None = None) -> tuple[Vector, Carried]:

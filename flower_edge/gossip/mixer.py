@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,7 +22,15 @@ class Mixer(ABC):
     ----------
     node : int
         This node's index in the mixing matrix.
+
+    Attributes
+    ----------
+    separable : bool, default False
+        Whether a model may be mixed in parts, each with neighbours of its own: `mix` treats every element
+        alike, and remembers nothing from one call to the next. A property of the class.
     """
+
+    separable: ClassVar[bool] = False
 
     def __init__(self, node: int) -> None:
         self.node = node
@@ -69,6 +78,8 @@ class DPSGD(Mixer):
 
     The local step comes first; what is mixed, and sent, is the trained model.
     """
+
+    separable = True
 
     def outgoing(self, model: Vector) -> Vector:
         """Return the trained model itself."""

@@ -78,7 +78,8 @@ class Tiling:
     def places(self, axis: int) -> npt.NDArray[np.float64]:
         """Return the cells' places along an axis from the window's centre, in cells of period."""
         cells = self.window[axis]
-        return self.spacing[axis] * (np.arange(cells, dtype=np.float64) - (cells - 1) / 2)
+        centred = np.arange(cells, dtype=np.float64) - (cells - 1) / 2
+        return np.multiply(self.spacing[axis], centred)
 
     def _half_wave(self, axis: int) -> bytes:
         half = (self.window[axis] + 1) // 2

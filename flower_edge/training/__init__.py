@@ -1,32 +1,59 @@
-"""Cheap training on a device: methods that change how layers compute their gradients, and nothing else."""
+"""Cheap training on a device: how layers compute their gradients, and which tensors are trained at all.
+
+`profile` is the function here, ``from flower_edge.training import profile``; the module of that name is
+reached by its full name alone, ``from flower_edge.training.profile import Profile``.
+"""
 
 from flower_edge.training._tap_symbols import tap_symbols
+from flower_edge.training.backward_graph import BackwardGraph
+from flower_edge.training.budget import Deadline, Energy, Memory, Time
+from flower_edge.training.choice import Choice
+from flower_edge.training.elastic import ElasticTrainer
 from flower_edge.training.frozen_norm import FrozenNorm
 from flower_edge.training.gradient_filter import GradientFilter
+from flower_edge.training.kept_profiles import kept_profile
 from flower_edge.training.layers import EdgeConv2d
 from flower_edge.training.lean_activations import LeanActivations
 from flower_edge.training.memory import SavedBytes, saved_bytes
 from flower_edge.training.paths import LayerPath, Paths, explain
 from flower_edge.training.prepare import prepare_, restore_
+from flower_edge.training.profile import Profile, profile
 from flower_edge.training.rule import Method, ModelMethod, Rule
+from flower_edge.training.selection import BackwardBudget, Selection, select_tensors
 from flower_edge.training.where import all_but_stem, last
+from flower_edge.training.window import SlidingWindow, blend
 
 __all__ = [
+    "BackwardBudget",
+    "BackwardGraph",
+    "Choice",
+    "Deadline",
     "EdgeConv2d",
+    "ElasticTrainer",
+    "Energy",
     "FrozenNorm",
     "GradientFilter",
     "LayerPath",
     "LeanActivations",
+    "Memory",
     "Method",
     "ModelMethod",
     "Paths",
+    "Profile",
     "Rule",
     "SavedBytes",
+    "Selection",
+    "SlidingWindow",
+    "Time",
     "all_but_stem",
+    "blend",
     "explain",
+    "kept_profile",
     "last",
     "prepare_",
+    "profile",
     "restore_",
     "saved_bytes",
+    "select_tensors",
     "tap_symbols",
 ]

@@ -30,3 +30,8 @@ def backward(
     """Form the gradients of input, weight and scale: `_ops.backward` or `_spectral_ops.backward`."""
     form = _spectral_ops.backward if conv.basis == "fourier" else _ops.backward
     return form(grad, weight, kept, x_shape, conv, channels_last, needs_x, scale)
+
+
+def saves_operations(x_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvFilter") -> bool:
+    """Tell whether the filter is worth its loss of accuracy before anything is measured."""
+    return conv.basis != "fourier" or _spectral_ops.operations(x_shape, weight_shape, conv).pay

@@ -30,8 +30,8 @@ class PatchFilter:
     basis: str = "walsh"
 
     def __str__(self) -> str:
-        basis = ', basis="fourier"' if self.basis == "fourier" else ""
-        return f"GradientFilter(patch_size={self.patch_size}, components={self.components}{basis})"
+        numbers = f"patch_size={self.patch_size}, components={self.components}"
+        return f"GradientFilter({numbers}, basis={self.basis!r})"
 
 
 class ConvFilter(NamedTuple):

@@ -103,7 +103,7 @@ class Measurement:
         self.storages = Storages([*step.model.parameters(), *step.model.buffers()])
         total = 3 * repeats + 1
         progress("first step", 0, total)
-        _check_loss(step.forward())
+        check_loss(step.forward())
         # Layers that measure themselves settle, and libraries choose their kernels.
         step.bare()
         self._record(repeats)
@@ -136,7 +136,7 @@ class Measurement:
             loss = step.forward()
         if versions != [tensor._version for tensor in step.inputs if isinstance(tensor, Tensor)]:
             raise ValueError("the model changes its input in place, expected one that leaves its batch alone")
-        _check_loss(loss)
+        check_loss(loss)
         self._calls = len(recorder.calls)
         self._operations = Operations(recorder, step.parameter_names)
         gradients = _backward(loss, self._operations.drafts)
@@ -258,7 +258,8 @@ def _backward(loss: Tensor, drafts: Iterable[Draft]) -> dict[str, Tensor]:
     return gradients
 
 
-def _check_loss(loss: Any) -> None:
+def check_loss(loss: Any) -> None:
+    """Raise a ValueError if a loss is not a finite scalar that depends on a trainable parameter."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         received = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"the loss has {received}, expected a tensor with one element")

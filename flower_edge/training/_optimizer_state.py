@@ -1,6 +1,6 @@
 """What an optimizer holds and takes, found out on tensors that are not the model's."""
 
-import copy
+import inspect
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -23,14 +23,14 @@ def state_bytes(optimizer: Optimizer, parameter: Tensor) -> int:
     state = optimizer.state.get(parameter)
     if not state:
         trial = torch.zeros_like(parameter, requires_grad=True)
-        state = _stepped(optimizer, _group_of(optimizer, parameter), [trial]).state[trial]
+        state = _stepped(optimizer, group_of(optimizer, parameter), trial).state[trial]
     return sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
 
 
 def step_seconds(optimizer: Optimizer, parameters: Sequence[Tensor], repeats: int) -> float:
     """Return the least time of a step for `parameters`, on copies of them."""
     stand_ins = {parameter: torch.zeros_like(parameter, requires_grad=True) for parameter in parameters}
-    trial = _stepped(optimizer, None, [])
+    trial = without_tensors(optimizer)
     trial.param_groups = [
         {**group, "params": [stand_ins[p] for p in group["params"] if p in stand_ins]}
         for group in optimizer.param_groups
@@ -47,26 +47,53 @@ def step_seconds(optimizer: Optimizer, parameters: Sequence[Tensor], repeats: in
     return least
 
 
-def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:
+def group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """Return the group of the optimizer that holds a parameter.
+
+    Raises
+    ------
+    ValueError
+        If none does.
+    """
     for group in optimizer.param_groups:
         if any(parameter is other for other in group["params"]):
             return group
-    return None
+    raise ValueError(f"the optimizer does not hold a parameter of shape {tuple(parameter.shape)}")
 
 
-def _stepped(optimizer: Optimizer, group: dict[str, Any] | None, parameters: list[Tensor]) -> Optimizer:
-    """Return an optimizer of the same kind after one step on `parameters`, if `group` has any."""
-    trial = copy.copy(optimizer)
-    trial.state = defaultdict(dict)
-    trial.param_groups = [] if group is None else [{**group, "params": parameters}]
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    if trial.param_groups:
-        try:
-            trial.step()
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{type(optimizer).__name__} cannot step on one tensor alone ({error}), expected an "
-                "optimizer that can, so that its state can be counted"
-            ) from error
+def _stepped(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> Optimizer:
+    """Return an optimizer of the same kind after one step on `parameter` alone."""
+    trial = without_tensors(optimizer)
+    trial.param_groups = [{**group, "params": [parameter]}]
+    parameter.grad = torch.zeros_like(parameter)
+    take_step(trial)
     return trial
+
+
+def without_tensors(optimizer: Optimizer) -> Optimizer:
+    """Return an optimizer of the same kind that holds nothing; its own hooks and schedulers stay behind."""
+    trial = type(optimizer).__new__(type(optimizer))
+    # As a copy would, but without going through all tensors of the original.
+    trial.__setstate__({"defaults": optimizer.defaults, "state": defaultdict(dict), "param_groups": []})
+    return trial
+
+
+def take_step(trial: Optimizer) -> None:
+    """Take a step that nobody but the optimizer itself hears of.
+
+    Raises
+    ------
+    ValueError
+        If it cannot.
+    """
+    step = type(trial).step
+    if getattr(step, "hooked", False):
+        # Hooks for the steps of every optimizer count real steps.
+        step = inspect.unwrap(step, stop=lambda wrapped: not getattr(wrapped, "hooked", False))
+    try:
+        step(trial)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{type(trial).__name__} cannot step on one tensor alone ({error}), expected an optimizer that "
+            "can, so that its state and its steps are known"
+        ) from error

@@ -99,6 +99,7 @@ class Recorder(TorchFunctionMode):
         self._modules: list[str] = []
         self._keep = keep
         self._packed: list[Tensor] = []
+        self._watching = False
         self._handles: list[Any] = []
         self._macs = 0
         self._last = 0.0
@@ -129,7 +130,10 @@ class Recorder(TorchFunctionMode):
         call = Call(func.__name__ if hasattr(func, "__name__") else str(func), self.module)
         started = clock()
         glue = max(0.0, entered - self._last)
-        result = self._watched(call, func, args, kwargs) if self._keep else func(*args, **kwargs)
+        if self._watching:
+            self._packed = call.saved if self._keep else []
+            self._check_not_checkpointed()
+        result = self._kept(call, func, args, kwargs) if self._keep else func(*args, **kwargs)
         call.forward_seconds = glue + clock() - started
         self._claim(call, self._unknown(result))
         self._last = clock()
@@ -193,11 +197,9 @@ class Recorder(TorchFunctionMode):
 
         return stamp
 
-    def _watched(
+    def _kept(
         self, call: Call, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        self._packed = call.saved
-        self._check_not_checkpointed()
         with self._counting() as macs:
             result = func(*args, **kwargs)
         self._packed = []
@@ -218,14 +220,16 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """See what is saved for the backward pass."""
+        """See what is saved for the backward pass, and refuse what hides it."""
 
         def pack(tensor: Tensor) -> Tensor:
             self._packed.append(tensor)
             return tensor
 
         with saved_tensors_hooks(pack, lambda tensor: tensor):
+            self._watching = True
             yield
+            self._watching = False
 
     def _check_not_checkpointed(self) -> None:
         probe = torch.ones((), requires_grad=True)

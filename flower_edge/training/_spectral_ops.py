@@ -21,7 +21,13 @@ from torch import Tensor
 
 from flower_edge import kernels
 from flower_edge.kernels._spectra import map_of_products, tile_spectra
-from flower_edge.kernels._tiling import WIDEST_WINDOW, Tiling, low_frequencies, tiling
+from flower_edge.kernels._tiling import (
+    HIGHEST_FREQUENCY,
+    WIDEST_WINDOW,
+    Tiling,
+    low_frequencies,
+    tiling,
+)
 from flower_edge.kernels._workspace import workspace
 from flower_edge.training._ops import fake_gradients, is_eager, library, without_autocast
 
@@ -105,6 +111,66 @@ def _tiles_along(cells: int, layer: Layer, axis: int) -> tuple[int, int, int]:
     count = max(1, -(-cells // most))
     size = max(1, -(-cells // count))
     return count, size, stride * (size - 1) + reach + 1
+
+
+class Operations(NamedTuple):
+    """Multiplications with additions of both gradients of a convolution: counted.
+
+    Attributes
+    ----------
+    exact : int
+        As torch forms them.
+    filtered : int
+        Products of spectra and transforms, that of the input in the forward pass included.
+    """
+
+    exact: int
+    filtered: int
+
+    @property
+    def pay(self) -> bool:
+        """Whether filtering saves more than half, below which it costs accuracy for next to nothing."""
+        return 2 * self.filtered < self.exact
+
+
+def operations(x_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvFilter") -> Operations:
+    """Count what a backward pass takes with exact and with filtered gradients.
+
+    Parameters
+    ----------
+    x_shape : sequence of int
+        ``(N, C_in, H, W)``.
+    weight_shape : sequence of int
+        ``(C_out, C_in / groups, kh, kw)``.
+    conv : ConvFilter
+        The convolution.
+    """
+    kernel_size = (weight_shape[2], weight_shape[3])
+    axes = (_pair(conv.stride), _pair(conv.padding), _pair(conv.dilation))
+    layer = Layer(kernel_size, *axes, conv.groups, conv.patch_size, conv.components)
+    y_size = [
+        (x_shape[2 + axis] + 2 * p - d * (k - 1) - 1) // s + 1
+        for axis, (k, s, p, d) in enumerate(zip(kernel_size, *axes, strict=True))
+    ]
+    (rows, height, x_height), (columns, width, x_width) = (
+        _tiles_along(cells, layer, axis) for axis, cells in enumerate(y_size)
+    )
+    tiles = x_shape[0] * rows * columns
+    waves = [2 * min(HIGHEST_FREQUENCY, (cells - 1) // 2) + 1 for cells in (x_height, x_width)]
+    frequencies = min((conv.components - 1) // 2, (waves[0] * waves[1] - 1) // 2)
+    # Half of the waves of a low-pass are about as many along each axis as the square root of all of them.
+    along = min(*waves, 1 + 2 * math.isqrt(frequencies))
+
+    def transform(height: int, width: int) -> int:
+        return along * (height * width + along * height) // 2
+
+    matrix = weight_shape[0] * weight_shape[1]
+    made_of_x = 2 * x_shape[1] * transform(x_height, x_width)
+    return Operations(
+        exact=2 * x_shape[0] * y_size[0] * y_size[1] * matrix * kernel_size[0] * kernel_size[1],
+        filtered=tiles
+        * (2 * (1 + 3 * frequencies) * matrix + made_of_x + weight_shape[0] * transform(height, width)),
+    )
 
 
 class Symbols(NamedTuple):

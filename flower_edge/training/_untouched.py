@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,7 +14,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Restore, at the end, what training steps without an optimizer change.
 
     Those are buffers (their tensors stay the same objects), gradients, which parameters require one, and the
-    random states of Python and of torch's CPU generator.
+    random states of Python, of numpy, and of torch's generators for the CPU and for the model's GPUs.
     """
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     buffers = [
@@ -21,7 +22,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
-    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    gpus = {parameter.device for parameter, _, _ in parameters if parameter.device.type == "cuda"}
+    gpu_states = {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     for parameter, _, _ in parameters:
         # Set aside rather than added to; a step begins without gradients, too.
         parameter.grad = None
@@ -37,4 +40,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(content)
                 module._buffers[name] = buffer
         random.setstate(python_state)
+        np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
+        for gpu, state in gpu_states.items():
+            torch.cuda.set_rng_state(state, gpu)

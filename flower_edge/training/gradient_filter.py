@@ -14,16 +14,31 @@ from flower_edge.training.rule import Rule
 from flower_edge.training.where import Where, check_where, last
 
 _LAST_FOUR = last(4)
+_DEFAULTS = {
+    "fourier": {"patch_size": 8, "components": 21},
+    "walsh": {"patch_size": 2, "components": 1},
+}
 
 
 @dataclass(frozen=True)
 class GradientFilter:
-    r"""Train convolutions with gradients that are constant on patches, or nearly so.
+    r"""Train convolutions with gradients whose fine detail is left out.
 
-    The forward pass is exact. The gradient of the output is replaced with its mean :math:`\tilde g` over
-    patches of :math:`r \times r` cells. Then the gradients of a convolution with stride s need only the sum
-    of the weight over its taps, :math:`\tilde W`, and the sum of the input over windows of :math:`rs \times
-    rs` cells, :math:`\tilde x`, which is all that is saved of the input for the backward pass:
+    The forward pass is exact. Of the gradient of the output, and of the input that is saved for the backward
+    pass, a few numbers are kept for each patch, so that all matrix products become many times smaller. The
+    gradient of the bias is exact. There are two ways to choose these numbers.
+
+    ``basis="fourier"``, the default, keeps the lowest frequencies of tiles of :math:`r \times r` cells:
+    their mean, and a cosine and a sine part for each frequency. A tap of a kernel shifts its input, which
+    only turns the two parts into each other. So nothing is lost about the taps, only detail of the
+    gradient; over all frequencies the gradients would be exact. It serves kernels of many taps between many
+    channels: layers for which it would not save half of the operations, as 1 × 1 and depthwise
+    convolutions, stay exact.
+
+    ``basis="walsh"`` with one component is gradient filtering as published: the gradient of the output is
+    replaced with its mean :math:`\tilde g` over patches of :math:`r \times r` cells. Then the gradients of a
+    convolution with stride s need only the sum of the weight over its taps, :math:`\tilde W`, and the sum of
+    the input over windows of :math:`rs \times rs` cells, :math:`\tilde x`:
 
     .. math::
         \nabla x = \tilde W^T \tilde g / s^2 \text{ on every cell of the window}, \qquad
@@ -31,31 +46,30 @@ class GradientFilter:
 
     (Yang, Li, Marculescu, "Efficient On-device Training via Gradient Filtering", CVPR 2023, section 3; the
     division by :math:`s^2`, which the paper lacks, gives both gradients the mean of the exact ones). The
-    matrix products are :math:`r^2` times the number of taps smaller than the exact ones, and what is saved is
-    :math:`(rs)^2` times smaller than the input. The gradient of the bias is exact.
-
-    With more than one component, a patch keeps that many coefficients of a Walsh-Hadamard basis, the mean
-    being the first; each has its own weight :math:`\tilde W_u` (:func:`flower_edge.training.tap_symbols`).
-    Time and memory grow with their number. This brings to convolutions what Yang, Li, Marculescu, "Efficient
-    Low-rank Backpropagation for Vision Transformer Adaptation", NeurIPS 2023, section 3, does to linear
-    layers.
-
-    It costs accuracy: the paper's own ResNet-18 on ImageNet, four layers filtered, falls from 72.3 % to 68.5
-    %. More components, smaller patches and fewer layers cost less. Even r = 1 is not exact for kernels with
-    more than one tap.
+    products are :math:`r^2` times the number of taps smaller, and what is saved is :math:`(rs)^2` times
+    smaller than the input. With more components, a patch keeps that many coefficients of a Walsh-Hadamard
+    basis; each has its own weight (:func:`flower_edge.training.tap_symbols`). This brings to convolutions
+    what Yang, Li, Marculescu, "Efficient Low-rank Backpropagation for Vision Transformer Adaptation",
+    NeurIPS 2023, section 3, does to linear layers. It takes the least time and memory, also for depthwise
+    layers, but all taps of a kernel get much the same gradient, and that costs accuracy: the paper's own
+    ResNet-18 on ImageNet, four layers filtered, falls from 72.3 % to 68.5 %.
 
     Parameters
     ----------
-    patch_size : int, default 2
-        Cells of the output along a side of a patch, r; with more than one component 2, 4, 8 or 16.
-    components : int, default 1
-        Coefficients that are kept of a patch, from 1 to ``patch_size**2``.
+    patch_size : int, optional
+        Cells of the output along a side of a patch, r. Default: 8 for Fourier (tiles of a map are made equal,
+        so they may be smaller), 2 for Walsh. For Walsh with more than one component: 2, 4, 8 or 16.
+    components : int, optional
+        Numbers that are kept of a patch, at most ``patch_size**2``. Default: 21 for Fourier, where it is odd;
+        1 for Walsh.
     where : Last, AllButStem or callable, default last(4)
         Which convolutions: :func:`last`, :data:`all_but_stem`, or a callable that takes name and module.
     fallback : {"measured", "never"}, default "measured"
         "measured": the first training step with a new shape times both backward passes on its tensors, and a
         layer for which the exact one is faster uses it. The choice may then differ between machines and runs;
         "never" always filters, for runs that must be reproducible.
+    basis : {"fourier", "walsh"}, default "fourier"
+        What is kept of a patch.
 
     Raises
     ------
@@ -65,28 +79,31 @@ class GradientFilter:
         If a number is out of its range, or there is no basis for the patch size.
     """
 
-    patch_size: int = 2
-    components: int = 1
+    # None until the basis has decided.
+    patch_size: int = None  # type: ignore[assignment]
+    components: int = None  # type: ignore[assignment]
     where: Where = _LAST_FOUR
-    basis: Literal["walsh", "fourier"] = "walsh"
     fallback: Literal["measured", "never"] = "measured"
+    basis: Literal["fourier", "walsh"] = "fourier"
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "components"):
+        if self.basis not in _DEFAULTS:
+            raise ValueError(f"basis is {self.basis!r}, expected 'fourier' or 'walsh'")
+        for name, default in _DEFAULTS[self.basis].items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
+            if value is None:
+                object.__setattr__(self, name, default)
+            elif isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} is {value!r}, expected an int")
-            if value < 1:
+            elif value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
-        if self.basis not in ("walsh", "fourier"):
-            raise ValueError(f"basis is {self.basis!r}, expected 'walsh' or 'fourier'")
-        if self.basis == "fourier":
-            self._check_fourier()
-        elif self.components > self.patch_size**2:
+        if self.components > self.patch_size**2:
             raise ValueError(
                 f"components is {self.components}, expected at most {self.patch_size**2}, "
                 f"the cells of a patch with patch_size={self.patch_size}"
             )
+        if self.basis == "fourier":
+            self._check_fourier()
         else:
             walsh_basis(self.patch_size, self.components)
         check_where(self.where)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from flower_edge.training._choice import Measurement, measured
+from flower_edge.training._filter_ops import saves_operations
 from flower_edge.training._filtered_conv import ConvFilter, PatchFilter, filtered_conv2d
 from flower_edge.training._folded_conv import Fold, scaled, scaled_conv2d
 from flower_edge.training._ops import autocast_enabled
@@ -23,12 +24,15 @@ class EdgeConv2d(nn.Conv2d):
         How it computes.
     measurement : Measurement or None
         What the latest training step knew of the times of both paths.
+    saves_operations : bool
+        Whether, by count, filtering was worth while in the latest training step.
     """
 
     original = nn.Conv2d
 
     rule: Rule = Rule()
     measurement: Measurement | None = None
+    saves_operations: bool = True
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve, exactly; the rule says what the backward pass will do."""
@@ -74,6 +78,9 @@ class EdgeConv2d(nn.Conv2d):
                 "gradient filtering does not work under the transforms of torch.func (grad, vmap, ...); "
                 "call flower_edge.training.restore_(model) or model.eval() for exact gradients"
             )
+        self.saves_operations = saves_operations(x.shape, weight.shape, conv)
+        if not self.saves_operations:
+            return False
         if way.measured and not compiling:
             self.measurement = measured(x, weight, conv)
         return not (way.measured and self.measurement is not None and self.measurement.exact_is_faster)

@@ -1,12 +1,14 @@
-"""Activations that save one bit per element for the backward pass."""
+"""Activations and max pooling that save little for the backward pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flower_edge.training._lean_ops import one_bit_relu
+from flower_edge.training._lean_pool import lean_max_pool2d
 from flower_edge.training.rule import Rule
 from flower_edge.training.where import Where, check_where
 
@@ -17,21 +19,25 @@ def _everywhere(name: str, layer: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class LeanActivations:
-    """Let ReLU and ReLU6 save one bit per element for the backward pass: whether the gradient passes.
+    """Let ReLU and ReLU6 save one bit per element for the backward pass, and MaxPool2d a byte per output.
 
-    Torch saves the whole output, 32 bits. That costs nothing where the next layer saves the same tensor
-    anyway; where it does not, as after :class:`GradientFilter`, the activations are what is left in memory.
-    Outputs and gradients are those of torch, bit for bit. The gradient of a NaN passes, as in torch's ReLU;
-    in its ReLU6 that depends on where in memory it lies. Second derivatives are refused.
+    The bit tells whether the gradient passes, the byte which cell of the window it goes to; on maps wider
+    than about 120 cells it is two bytes.
+
+    Torch saves an activation's whole output, 32 bits, and input and int64 indices of a pooling. That costs
+    nothing where the next layer saves the same tensor anyway; where it does not, as after
+    :class:`GradientFilter`, these are what is left in memory. Outputs and gradients are those of torch, bit
+    for bit. The gradient of a NaN passes, as in torch's ReLU; in its ReLU6 that depends on where in memory it
+    lies. Second derivatives are refused.
 
     On the CPU float32 runs a compiled kernel; other dtypes and devices take several operations of torch,
-    which save as much memory but are slower than its own ReLU. Small activations, below 65536 elements, are
-    left to torch: there the call takes longer than the work.
+    which save as much memory but are slower than its own ReLU. Small inputs, below 65536 elements, are left
+    to torch: there the call takes longer than the work.
 
     Parameters
     ----------
     where : callable, Last or AllButStem
-        Which activations: a callable takes name and module. Default: all.
+        Which layers: a callable takes name and module. Default: all.
 
     Raises
     ------
@@ -48,8 +54,8 @@ class LeanActivations:
         return "LeanActivations()"
 
     def layers(self) -> Mapping[type[nn.Module], type[nn.Module]]:
-        """ReLU and ReLU6."""
-        return {nn.ReLU: LeanReLU, nn.ReLU6: LeanReLU6}
+        """ReLU, ReLU6 and MaxPool2d."""
+        return {nn.ReLU: LeanReLU, nn.ReLU6: LeanReLU6, nn.MaxPool2d: LeanMaxPool2d}
 
     def rule(self, layer: nn.Module) -> Rule:
         """Set what is saved.
@@ -57,7 +63,7 @@ class LeanActivations:
         Parameters
         ----------
         layer : Module
-            An activation.
+            An activation or a max pooling.
 
         Returns
         -------
@@ -93,6 +99,26 @@ class LeanReLU6(nn.ReLU6):
         if _saves(input):
             return one_bit_relu(input, 6.0, self.inplace)
         return super().forward(input)
+
+
+class LeanMaxPool2d(nn.MaxPool2d):
+    """A max pooling that saves places within windows; :func:`prepare_` makes it out of `nn.MaxPool2d`."""
+
+    original = nn.MaxPool2d
+
+    rule: Rule = Rule()
+
+    def forward(self, input: Tensor) -> Any:
+        """Do what `nn.MaxPool2d` does; one that returns indices is left to torch."""
+        if self.return_indices or not _saves(input):
+            return super().forward(input)
+        sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
+        kernel_size, stride, padding, dilation = (_pair(size) for size in sizes)
+        return lean_max_pool2d(input, kernel_size, stride, padding, dilation, self.ceil_mode)
+
+
+def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
 _LEAST_ELEMENTS = 65536

@@ -94,6 +94,8 @@ def _decision(layer: EdgeConv2d, way: object, known: Measurement | None) -> tupl
         return "exact", "no method sets its gradients"
     if not layer.training:
         return "exact", "in eval mode"
+    if not layer.saves_operations:
+        return "exact", f"{way} would not save half of its operations"
     frozen = "" if layer.weight.requires_grad else "; its weight is frozen"
     if not way.measured:
         return "filtered", f'{way}, fallback="never"{frozen}'

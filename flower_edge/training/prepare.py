@@ -92,7 +92,7 @@ def restore_(model: _Model) -> _Model:
             )
     for _, layer in prepared:
         layer.__class__ = vars(type(layer))["original"]
-        for attribute in ("rule", "measurement"):
+        for attribute in ("rule", "measurement", "saves_operations"):
             vars(layer).pop(attribute, None)
     return model
 

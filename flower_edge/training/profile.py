@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flower_edge.training import _profile_json
+from flower_edge.training._checks import check_batch, check_hooks, check_optimizer, check_trainable
 from flower_edge.training._device import device_name
 from flower_edge.training._measurement import Measurement, ProfiledOperation, Progress, TensorUse
 from flower_edge.training._optimizer_state import state_bytes, step_seconds
@@ -260,32 +261,17 @@ def _tensor(model: nn.Module, name: str, optimizer: Optimizer | None) -> Profile
 
 
 def _check(model: nn.Module, batch: Any, optimizer: Optimizer | None, repeats: int) -> None:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ValueError(f"batch is a {type(batch).__name__}, expected a tuple of inputs and targets")
+    check_batch(batch)
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, expected at least 1")
     parameters = dict(model.named_parameters())
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ValueError(
-            f"none of the model's {len(parameters)} parameters requires a gradient, expected one to train"
-        )
+    check_trainable(parameters)
+    check_hooks(parameters)
     for name, parameter in parameters.items():
         if parameter.device.type != "cpu":
             raise ValueError(f"parameter {name!r} is on {parameter.device}, expected a model on the CPU")
-        if getattr(parameter, "_post_accumulate_grad_hooks", None):
-            raise ValueError(
-                f"parameter {name!r} has a hook that runs after its gradient and could change it, expected a "
-                "model whose optimizer steps after the backward pass"
-            )
     if optimizer is not None:
-        _check_optimizer(optimizer, parameters)
-
-
-def _check_optimizer(optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for name, parameter in parameters.items():
-        if parameter.requires_grad and id(parameter) not in held:
-            raise ValueError(f"the optimizer does not hold parameter {name!r}, which requires a gradient")
+        check_optimizer(optimizer, parameters)
 
 
 def _batch_tensors(batch: Any) -> Collection[Tensor]:

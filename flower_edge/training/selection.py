@@ -84,8 +84,8 @@ class Selection:
     limits : tuple of str
         The budgets that keep a further tensor of positive importance from joining; empty if all are chosen.
     head_only : bool
-        Whether no tensor fits the budgets, so that the head, the tensors of the last operation that has any,
-        was taken in spite of them.
+        Whether no tensor fits the budgets, so that the head, the tensors of the last operation that reads
+        any for the first time, was taken in spite of them.
     note : str
         What to tell a person about it; empty if there is nothing to tell.
     """
@@ -169,6 +169,15 @@ def select_tensors(
     )
 
 
+def head(graph: BackwardGraph) -> tuple[str, ...]:
+    """Return the tensors of the last operation that reads any for the first time: the nearest to reach."""
+    for index, operation in reversed(tuple(enumerate(graph.operations))):
+        own = tuple(tensor.name for tensor in operation.tensors if graph.readers[tensor.name][0] == index)
+        if own:
+            return own
+    raise ValueError("the graph has no tensors, expected one to train")
+
+
 def _check_importance(graph: BackwardGraph, importance: Mapping[str, float]) -> None:
     differing = sorted(importance.keys() ^ graph.readers.keys())
     if differing:
@@ -217,18 +226,13 @@ def _within(facilities: Facilities, values: Array, available: Array, fitting: In
 def _head(
     graph: BackwardGraph, importance: Mapping[str, float], limits: Mapping[str, float], facilities: Facilities
 ) -> Selection:
-    """Fall back on the tensors of the last operation that has any."""
-    head = next(
-        [tensor.name for tensor in operation.tensors]
-        for operation in reversed(graph.operations)
-        if operation.tensors
-    )
+    """Fall back on the head."""
     cheapest = facilities.alone.min(axis=0)
     found = ", ".join(
         f"{limit:.4g} {name} (the cheapest needs {least:.4g})"
         for (name, limit), least in zip(limits.items(), cheapest, strict=True)
     )
-    selection = _selection(graph, importance, head, limits=tuple(limits))
+    selection = _selection(graph, importance, head(graph), limits=tuple(limits))
     return replace(
         selection,
         upper_bound=0.0,

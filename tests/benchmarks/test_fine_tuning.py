@@ -169,7 +169,7 @@ def test_costs_are_counted() -> None:
     net = Net()
     for module in (net.stem, net.block[0], net.block[1]):
         module.requires_grad_(False)
-    prepare_(net, GradientFilter(2, 3, last(1), "measured"))
+    prepare_(net, GradientFilter(2, 3, last(1), "measured", basis="walsh"))
 
     cost = backward_cost(net, torch.randn(5, 3, 8, 8))
 

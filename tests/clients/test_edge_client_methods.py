@@ -22,7 +22,7 @@ from flower_edge.training import (
     saved_bytes,
 )
 
-FILTER = GradientFilter(where=all_but_stem, fallback="never")
+FILTER = GradientFilter(where=all_but_stem, fallback="never", basis="walsh")
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,13 @@ from local_grid import LocalGrid
 from quickstart.client_app import app
 from quickstart.server_app import UnweightedFedAvg, make_plan, make_strategy, model_bytes, round_energy
 from quickstart.server_app import app as server_app
-from quickstart.task import Net, methods
+from quickstart.task import Net, elastic, methods
 
 from examples.simulation import LocalFlower
+from flower_edge.clients import Elastic
 from flower_edge.gossip import complete, full_graph_plan, load_graph
 from flower_edge.strategies import HostedGossip
-from flower_edge.training import GradientFilter, explain, prepare_
+from flower_edge.training import GradientFilter, Time, explain, prepare_
 
 PYPROJECT = Path(__file__).parents[2] / "examples" / "quickstart" / "pyproject.toml"
 CONFIG: dict[str, Any] = tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]
@@ -128,6 +129,26 @@ def test_the_run_config_chooses_the_method() -> None:
     assert [(layer.name, layer.path) for layer in explain(prepare_(Net(), method)).layers] == [
         ("layers.3", "filtered")
     ]
+
+
+def test_elastic_nodes_learn_and_return_what_they_trained() -> None:
+    result = train(rounds=6, strategy="gossip-full", **{"elastic-budget": 0.8, "evaluate-every": 6})
+
+    assert result.evaluate_metrics_clientapp[6]["accuracy"] > 0.6
+    for record in result.train_metrics_clientapp.values():
+        assert record["nodes-failed"] == 0
+        assert 0 < record["elastic-share"] <= 0.8
+        assert record["upload_share"] < 1
+
+
+def test_the_run_config_sets_the_budget() -> None:
+    def chosen(share: float) -> object:
+        return elastic(Context(1, 1, {}, RecordDict(), CONFIG | {"elastic-budget": share}))
+
+    assert chosen(0.0) is None
+    assert chosen(0.5) == Elastic(Time(0.5))
+    with pytest.raises(ValueError, match=r"the share of Time is 1\.5"):
+        chosen(1.5)
 
 
 def test_an_unknown_method_fails_on_the_server_before_any_node_is_asked() -> None:

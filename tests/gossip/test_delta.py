@@ -181,7 +181,7 @@ class Node:
         torch.manual_seed(0)
         self.model = net()
         if filtered:
-            prepare_(self.model, GradientFilter(where=lambda *_: True, fallback="never"))
+            prepare_(self.model, GradientFilter(where=lambda *_: True, fallback="never", basis="walsh"))
         self.optimizer = optimizer(self.model.parameters())
         self.generator = torch.Generator().manual_seed(seed)
         self.layout = Layout.of(self.model.state_dict())
@@ -309,7 +309,7 @@ def test_a_network_of_3x3_kernels_takes_a_seventh_or_less() -> None:
     """ResNet-20, all convolutions filtered; 1x1 shortcuts, normalisation and the last layer stay whole."""
     torch.manual_seed(0)
     model = resnet20(10)
-    prepare_(model, GradientFilter(where=lambda *_: True, fallback="never"))
+    prepare_(model, GradientFilter(where=lambda *_: True, fallback="never", basis="walsh"))
     layout = Layout.of(model.state_dict())
     before, _ = layout.flatten(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

@@ -32,6 +32,7 @@ def progress() -> Progress:
         energy=np.linspace(0.1, 0.7, 6),
         bound={2**63 - 1: 0, 12: 5},
         history={"train_metrics_clientapp": {1: {"train_loss": 0.1, "per-class": [0.5, 1 / 3]}, 3: {"n": 4}}},
+        importance={"weight": 1 / 3},
     )
 
 
@@ -50,6 +51,7 @@ def test_round_trip_is_exact(tmp_path: Path, fleet: Fleet, progress: Progress) -
     assert (loaded.server_round, loaded.bound, loaded.history) == (3, progress.bound, progress.history)
     np.testing.assert_array_equal(loaded.traffic, progress.traffic)
     np.testing.assert_array_equal(loaded.energy, progress.energy)
+    assert loaded.importance == progress.importance
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
@@ -136,6 +138,9 @@ def test_hostile_members_are_refused_before_memory_is_taken(
         ({"energy": "much"}, "not a whole checkpoint"),
         ({"round": None}, "not a whole checkpoint"),
         ({"bound": [3]}, "not a whole checkpoint"),
+        ({"importance": {"bias": 1.0}}, "importance of 'bias' was given"),
+        ({"importance": {"weight": float("nan")}}, "importance of 'weight' is nan"),
+        ({"importance": [1.0]}, "not a whole checkpoint"),
     ],
 )
 def test_hostile_metadata_is_refused(
@@ -149,6 +154,21 @@ def test_hostile_metadata_is_refused(
 
     with pytest.raises(CheckpointError, match=message):
         load(path, fresh(fleet.plan))
+
+
+def test_a_file_of_before_importance_was_kept_is_read(
+    tmp_path: Path, fleet: Fleet, progress: Progress
+) -> None:
+    path = tmp_path / "run"
+    save(path, fleet, progress)
+    with zipfile.ZipFile(path) as archive:
+        meta = json.loads(archive.read("meta.json"))
+    del meta["importance"]
+    rewrite(path, {"meta.json": json.dumps(meta).encode()})
+
+    loaded = load(path, fresh(fleet.plan))
+
+    assert (loaded.server_round, loaded.importance) == (3, {})
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, fleet: Fleet, progress: Progress) -> None:

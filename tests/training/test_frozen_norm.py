@@ -146,7 +146,7 @@ def test_filtered_convolutions_are_filtered_with_the_folded_weight(
     model = with_statistics(nn.Sequential(conv, nn.BatchNorm2d(outputs))).double()
     norm = model[1]
     plain = copy.deepcopy(conv)
-    way = GradientFilter(2, components, where=lambda *_: True, fallback="never")
+    way = GradientFilter(2, components, where=lambda *_: True, fallback="never", basis="walsh")
     x = torch.randn(2, 4, 9, 7, dtype=torch.float64, requires_grad=True)
 
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
@@ -169,7 +169,7 @@ def test_filtered_convolutions_are_filtered_with_the_folded_weight(
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_float32_runs_the_kernels_to_the_same_result(layout) -> None:
-    way = GradientFilter(where=lambda *_: True, fallback="never")
+    way = GradientFilter(where=lambda *_: True, fallback="never", basis="walsh")
     model, x = block(), torch.randn(2, 3, 12, 12, dtype=torch.float64)
     expected = step(prepare_(model, FrozenNorm(), way), x)
 
@@ -315,7 +315,7 @@ def test_bad_input_is_refused() -> None:
 
 def test_compiles_as_one_graph() -> None:
     model, x = block(torch.float32), torch.randn(2, 3, 8, 8)
-    prepare_(model, FrozenNorm(), GradientFilter(where=lambda *_: True, fallback="never"))
+    prepare_(model, FrozenNorm(), GradientFilter(where=lambda *_: True, fallback="never", basis="walsh"))
     expected = step(model, x)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_close(step(compiled, x), expected, 1e-5)

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from flower_edge.training import GradientFilter, _choice, explain, last, prepare_, restore_
 from flower_edge.training._choice import Measurement
 
-NEVER = GradientFilter(where=last(9), fallback="never")
+NEVER = GradientFilter(where=last(9), fallback="never", basis="walsh")
 
 
 def model(channels: int = 8) -> nn.Sequential:
@@ -75,7 +75,7 @@ def clock(monkeypatch):
 )
 def test_settings_are_checked(wrong, error, message) -> None:
     with pytest.raises(error, match=message):
-        GradientFilter(**wrong)
+        GradientFilter(**wrong, basis="walsh")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_frozen_parameters(frozen) -> None:
 def test_nothing_is_saved_or_measured_without_training(mode, clock) -> None:
     net, x = model(), batch()
     expected = net(x)
-    prepare_(net, GradientFilter(where=last(9)))
+    prepare_(net, GradientFilter(where=last(9), basis="walsh"))
     nodes = set()
 
     if mode == "eval":
@@ -172,14 +172,16 @@ def test_nothing_is_saved_or_measured_without_training(mode, clock) -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_in_one_graph(layout, components, dynamic) -> None:
     torch._dynamo.reset()
-    net = prepare_(model(), GradientFilter(components=components, where=last(9)))
+    net = prepare_(model(), GradientFilter(components=components, where=last(9), basis="walsh"))
     x = batch().contiguous(memory_format=layout)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=dynamic)
 
     found = step(compiled, x)
 
     assert all(layer.measurement is None for layer in net if hasattr(layer, "measurement"))
-    prepare_(restore_(net), GradientFilter(components=components, where=last(9), fallback="never"))
+    prepare_(
+        restore_(net), GradientFilter(components=components, where=last(9), fallback="never", basis="walsh")
+    )
     assert_same(found, step(net, x))
 
 
@@ -187,7 +189,7 @@ def test_compiled_layers_do_what_was_measured_before(clock) -> None:
     torch._dynamo.reset()
     net, x = model(), batch()
     exact = step(net, x)
-    prepare_(net, GradientFilter(where=last(9)))
+    prepare_(net, GradientFilter(where=last(9), basis="walsh"))
     clock.filtered_seconds = 3.0
     net(x)
 
@@ -229,7 +231,10 @@ def test_backward_inside_autocast_keeps_float32() -> None:
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("fallback", ["measured", "never"])
 def test_checkpointing(use_reentrant, fallback) -> None:
-    net, x = prepare_(model(), GradientFilter(where=last(9), fallback=fallback)), batch().requires_grad_()
+    net, x = (
+        prepare_(model(), GradientFilter(where=last(9), fallback=fallback, basis="walsh")),
+        batch().requires_grad_(),
+    )
     expected = step(net, x)
     net.zero_grad()
 
@@ -241,7 +246,7 @@ def test_checkpointing(use_reentrant, fallback) -> None:
 def test_equal_layers_are_measured_once(clock) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4)))
-    prepare_(net, GradientFilter(where=last(3)))
+    prepare_(net, GradientFilter(where=last(3), basis="walsh"))
 
     for _ in range(3):
         step(net, batch(2, 4, 8, 8))
@@ -261,7 +266,7 @@ def paths(net: nn.Module) -> set[str]:
 
 
 def test_a_close_call_is_measured_again(clock) -> None:
-    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1))), batch(2, 4, 8, 8)
+    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1), basis="walsh")), batch(2, 4, 8, 8)
     clock.exact_seconds, clock.filtered_seconds = 2.0, 3.0
     for _ in range(15):
         step(net, x)
@@ -283,7 +288,7 @@ def test_a_close_call_is_measured_again(clock) -> None:
 
 
 def test_a_clear_call_is_measured_once(clock) -> None:
-    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1))), batch(2, 4, 8, 8)
+    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1), basis="walsh")), batch(2, 4, 8, 8)
 
     for _ in range(300):
         net(x)
@@ -292,7 +297,7 @@ def test_a_clear_call_is_measured_once(clock) -> None:
 
 
 def test_a_gain_below_a_twentieth_is_no_reason_to_keep_the_input(clock) -> None:
-    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1))), batch(2, 4, 8, 8)
+    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1), basis="walsh")), batch(2, 4, 8, 8)
     clock.exact_seconds, clock.filtered_seconds = 0.97, 1.0
 
     step(net, x)
@@ -301,7 +306,7 @@ def test_a_gain_below_a_twentieth_is_no_reason_to_keep_the_input(clock) -> None:
 
 
 def test_what_is_checkpointed_keeps_its_path(clock) -> None:
-    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1))), batch(2, 4, 8, 8)
+    net, x = prepare_(nn.Conv2d(4, 4, 3), GradientFilter(where=last(1), basis="walsh")), batch(2, 4, 8, 8)
     clock.filtered_seconds = 3.0
     checkpoint(net, x, use_reentrant=False).sum().backward()
     clock.filtered_seconds = 1.0
@@ -318,7 +323,7 @@ def test_the_faster_path_is_taken_and_explained(clock, filtered_seconds, path) -
     clock.filtered_seconds = filtered_seconds
     net, x = model(), batch()
     exact = step(net, x)
-    prepare_(net, GradientFilter(where=last(2)))
+    prepare_(net, GradientFilter(where=last(2), basis="walsh"))
 
     found = step(net, x)
 
@@ -332,14 +337,15 @@ def test_the_faster_path_is_taken_and_explained(clock, filtered_seconds, path) -
 
 
 def test_a_real_clock_measures_both_paths() -> None:
-    net = prepare_(model(5), GradientFilter(where=last(9)))
+    net = prepare_(model(5), GradientFilter(where=last(9), basis="walsh"))
 
     step(net, batch(2, 3, 11, 10))
 
     for layer in explain(net).layers:
         assert layer.exact_seconds > 0
         assert layer.filtered_seconds > 0
-        assert (layer.path == "exact") == (layer.exact_seconds < layer.filtered_seconds)
+        known = net.get_submodule(layer.name).measurement
+        assert (layer.path == "exact") == known.exact_is_faster
 
 
 def test_never_measures_nothing(clock) -> None:
@@ -352,7 +358,7 @@ def test_explain() -> None:
     net = model()
     assert str(explain(net)) == "no layer is prepared: every backward pass is torch's own"
 
-    prepare_(net, GradientFilter(where=last(1)))
+    prepare_(net, GradientFilter(where=last(1), basis="walsh"))
     assert "not measured before its first training step" in str(explain(net))
 
     prepare_(restore_(net), NEVER)
@@ -365,7 +371,7 @@ def test_explain() -> None:
 
 
 @pytest.mark.parametrize("transform", ["grad", "vmap"])
-@pytest.mark.parametrize("method", [NEVER, GradientFilter(where=last(9))])
+@pytest.mark.parametrize("method", [NEVER, GradientFilter(where=last(9), basis="walsh")])
 def test_transforms_of_functions_are_refused(transform, method) -> None:
     net, x = prepare_(model(), method), batch()
     parameters = dict(net.named_parameters())
@@ -381,7 +387,7 @@ def test_transforms_of_functions_are_refused(transform, method) -> None:
 
 
 def test_shapes_without_data() -> None:
-    net = prepare_(model().to("meta"), GradientFilter(where=last(9)))
+    net = prepare_(model().to("meta"), GradientFilter(where=last(9), basis="walsh"))
 
     net(batch().to("meta")).sum().backward()
 
@@ -398,7 +404,7 @@ def test_tracers_see_operators_and_need_no_data() -> None:
             return function(*args, **(kwargs or {}))
 
     with FakeTensorMode(), Watch():
-        net = prepare_(model(), GradientFilter(where=last(9)))
+        net = prepare_(model(), GradientFilter(where=last(9), basis="walsh"))
         net(torch.randn(2, 3, 8, 8)).sum().backward()
 
     assert net[0].weight.grad.shape == net[0].weight.shape
@@ -423,7 +429,7 @@ def test_training_learns() -> None:
     net = nn.Sequential(model(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     x, labels = torch.randn(32, 3, 8, 8), torch.arange(32) % 4
     x += labels.float()[:, None, None, None]
-    prepare_(net, GradientFilter(components=2, where=last(9), fallback="never"))
+    prepare_(net, GradientFilter(components=2, where=last(9), fallback="never", basis="walsh"))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
 
     losses = []

@@ -73,7 +73,7 @@ class Int8Forward:
 def test_where(where, names) -> None:
     model = small_model()
 
-    assert prepare_(model, GradientFilter(where=where)) is model
+    assert prepare_(model, GradientFilter(where=where, basis="walsh")) is model
 
     assert prepared_names(model) == names
 
@@ -88,7 +88,7 @@ def test_nothing_else_changes_and_restore_gives_everything_back() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     exact = gradients(model)
 
-    prepare_(model, GradientFilter(where=all_but_stem, fallback="never"))
+    prepare_(model, GradientFilter(where=all_but_stem, fallback="never", basis="walsh"))
 
     assert all(mine is theirs for mine, theirs in zip(model.parameters(), parameters, strict=True))
     assert list(model.state_dict()) == list(before)
@@ -131,7 +131,7 @@ def test_subclasses_and_parametrized_layers_stay_as_they_are() -> None:
     )
     classes = [type(module) for module in model]
 
-    prepare_(model, GradientFilter(where=last(9)))
+    prepare_(model, GradientFilter(where=last(9), basis="walsh"))
 
     assert [type(module) for module in model] == [*classes[:3], EdgeConv2d]
 
@@ -146,13 +146,13 @@ REFUSED = {
     "transposed": (lambda: nn.ConvTranspose2d(2, 2, 3), (GradientFilter(),), ValueError, "found no layer"),
     "nothing chosen": (
         small_model,
-        (GradientFilter(where=lambda name, layer: False),),
+        (GradientFilter(where=lambda name, layer: False, basis="walsh"),),
         ValueError,
         "chooses none of the 4 layers",
     ),
     "stem alone": (
         lambda: nn.Conv2d(2, 2, 3),
-        (GradientFilter(where=all_but_stem),),
+        (GradientFilter(where=all_but_stem, basis="walsh"),),
         ValueError,
         "chooses none of the 1 layers",
     ),
@@ -182,7 +182,10 @@ REFUSED = {
     ),
     "same part": (
         small_model,
-        (GradientFilter(where=all_but_stem), GradientFilter(patch_size=4, where=last(1))),
+        (
+            GradientFilter(where=all_but_stem, basis="walsh"),
+            GradientFilter(patch_size=4, where=last(1), basis="walsh"),
+        ),
         ValueError,
         r"layer '5': GradientFilter\(patch_size=2.*patch_size=4.*both set its saved",
     ),
@@ -202,19 +205,21 @@ def test_refused_before_anything_changes(case) -> None:
 
 
 def test_prepared_twice() -> None:
-    model = prepare_(small_model(), GradientFilter(where=last(1)))
+    model = prepare_(small_model(), GradientFilter(where=last(1), basis="walsh"))
 
     with pytest.raises(ValueError, match=r"layer '5'.*restore_"):
-        prepare_(model, GradientFilter(where=all_but_stem))
+        prepare_(model, GradientFilter(where=all_but_stem, basis="walsh"))
     assert prepared_names(model) == ["5"]
 
-    prepare_(model, GradientFilter(patch_size=4, where=lambda name, layer: name.startswith("3")))
+    prepare_(
+        model, GradientFilter(patch_size=4, where=lambda name, layer: name.startswith("3"), basis="walsh")
+    )
     assert [layer.rule.grad_weight.patch_size for layer in (*model[3], model[5])] == [4, 4, 2]
 
 
 @pytest.mark.parametrize("together", [False, True])
 def test_methods_that_set_different_parts_compose(together) -> None:
-    model, filtering = small_model(), GradientFilter(where=last(1))
+    model, filtering = small_model(), GradientFilter(where=last(1), basis="walsh")
 
     if together:
         prepare_(model, filtering, Int8Forward())
@@ -230,8 +235,9 @@ def test_methods_that_set_different_parts_compose(together) -> None:
 
 def test_str_of_a_rule() -> None:
     assert str(Rule()) == "exact"
-    assert "rule=(saved, grad_input, grad_weight: GradientFilter(patch_size=2, components=1))" in str(
-        prepare_(nn.Conv2d(2, 2, 3), GradientFilter())
+    assert (
+        "rule=(saved, grad_input, grad_weight: GradientFilter(patch_size=2, components=1, basis='walsh'))"
+        in str(prepare_(nn.Conv2d(2, 2, 3), GradientFilter(basis="walsh")))
     )
 
 
@@ -243,7 +249,7 @@ def test_restore_wants_a_model() -> None:
 @pytest.mark.parametrize("how", ["deepcopy", "file"])
 @pytest.mark.parametrize("where", [last(2), all_but_stem, lambda name, layer: True])
 def test_copies_train_alike(how, where) -> None:
-    model = prepare_(small_model(), GradientFilter(where=where, fallback="never"))
+    model = prepare_(small_model(), GradientFilter(where=where, fallback="never", basis="walsh"))
 
     if how == "deepcopy":
         other = copy.deepcopy(model)
@@ -262,7 +268,7 @@ def test_copies_train_alike(how, where) -> None:
 
 
 def test_a_layer_that_changed_its_class_later_is_not_restored() -> None:
-    model = prepare_(small_model(), GradientFilter(where=last(2)))
+    model = prepare_(small_model(), GradientFilter(where=last(2), basis="walsh"))
     weight_norm(model[5])
     gradients(model)
 

@@ -534,3 +534,10 @@ def test_long_json_is_refused(monkeypatch: pytest.MonkeyPatch, document: dict[st
 
     with pytest.raises(ValueError, match="expected at most 100"):
         Profile.from_json(json.dumps(document))
+
+
+def test_the_function_and_its_module_share_a_name() -> None:
+    import flower_edge.training
+
+    assert flower_edge.training.profile is profile
+    assert flower_edge.training.Profile is Profile

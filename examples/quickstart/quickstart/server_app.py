@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from flower_edge.gossip import GossipPlan, UnicastEnergy, full_graph_plan, load_graph, optimize
 from flower_edge.strategies import HostedGossip
 from quickstart.data import load_dataset
-from quickstart.task import Net, methods
+from quickstart.task import Net, elastic, methods
 
 app = ServerApp()
 
@@ -25,6 +25,7 @@ def main(grid: Grid, context: Context) -> None:
     # What is wrong fails here, not on every node.
     load_dataset(config["dataset"], config["data-path"])
     methods(context)
+    elastic(context)
     torch.manual_seed(config["seed"])
     initial_arrays = ArrayRecord(Net().state_dict())
     result = make_strategy(config).start(
@@ -45,6 +46,7 @@ def make_strategy(config: dict[str, Any]) -> Strategy:
         make_plan(config),
         bind_by="partition-id",
         evaluate_every=config["evaluate-every"],
+        partial_updates=config["elastic-budget"] > 0,
         resume=config["resume"] or None,
         connect_timeout=30,
     )

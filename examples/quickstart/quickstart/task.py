@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset
 
-from flower_edge.training import GradientFilter, Method, all_but_stem
+from flower_edge.clients import Elastic
+from flower_edge.training import GradientFilter, Method, Time, all_but_stem
 from quickstart.data import load_dataset, partition
 
 METHODS: dict[str, Sequence[Method]] = {
     "none": (),
     # "measured" would use it only where it is faster, but then two runs may train different models.
-    "gradient-filter": (GradientFilter(patch_size=2, where=all_but_stem, fallback="never"),),
+    "gradient-filter": (GradientFilter(patch_size=2, where=all_but_stem, fallback="never", basis="walsh"),),
 }
 
 
@@ -51,6 +52,12 @@ def methods(context: Context) -> Sequence[Method]:
     if name not in METHODS:
         raise ValueError(f"method is {name!r}; expected one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def elastic(context: Context) -> Elastic | None:
+    """Return how a node chooses what it trains, None to train everything; it may differ from node to node."""
+    share = context.run_config["elastic-budget"]
+    return Elastic(Time(share)) if share else None
 
 
 def load_data(context: Context) -> tuple[DataLoader, DataLoader]:

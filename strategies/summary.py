@@ -1,0 +1,60 @@
+"""What a hosted gossip logs of itself at the start."""
+
+from __future__ import annotations
+
+from logging import INFO, getLogger
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flower_edge.strategies.hosted_gossip import HostedGossip
+
+log = getLogger("flwr").log
+
+
+def log_summary(strategy: HostedGossip) -> None:
+    """Log the plan, and how the strategy is set."""
+    links = strategy.plan.links_per_node(1)
+    log(INFO, "\t├──> Gossip plan:")
+    log(
+        INFO,
+        "\t│\t├── Nodes: %d | links: %d | phases: %d",
+        strategy.plan.n,
+        links.sum() // 2,
+        len(strategy.plan.phases),
+    )
+    log(
+        INFO,
+        "\t│\t├── rho = ‖W − J‖: %.4f | spectral gap: %.4f",
+        strategy.plan.rho,
+        strategy.plan.spectral_gap,
+    )
+    log(INFO, "\t│\t├── Links of a node: %d to %d", links.min(), links.max())
+    if strategy.plan.energy is None:
+        log(INFO, "\t│\t└── Energy: no model")
+    else:
+        busiest = strategy.plan.energy_per_node(1).max()
+        log(INFO, "\t│\t└── Busiest node: %.3g Wh a round (modelled)", busiest)
+    log(INFO, "\t├──> Nodes:")
+    log(INFO, "\t│\t├── Minimum that train well in a round: %d", strategy.min_nodes)
+    log(
+        INFO,
+        "\t│\t├── Fraction: evaluate (%.2f), every %d rounds",
+        strategy.fraction_evaluate,
+        strategy.evaluate_every,
+    )
+    log(INFO, "\t│\t├── Bound by: %s", strategy.bind_by)
+    log(INFO, "\t│\t├── Updates: %s", _updates(strategy))
+    deadline = "none" if strategy.deadline is None else f"{strategy.deadline:g} s a round"
+    log(INFO, "\t│\t└── Deadline: %s", deadline)
+    log(INFO, "\t├──> Resume file: %s", strategy.resume or "none")
+    log(INFO, "\t└──> Keys in records:")
+    log(INFO, "\t\t├── Metrics weighted by: '%s'", strategy.weighted_by_key)
+    log(INFO, "\t\t├── ArrayRecord key: '%s'", strategy.arrayrecord_key)
+    log(INFO, "\t\t└── ConfigRecord key: '%s'", strategy.configrecord_key)
+
+
+def _updates(strategy: HostedGossip) -> str:
+    if not strategy.partial_updates:
+        return "whole models"
+    mixed = "all arrays are mixed" if strategy.mix_untrained else "trained arrays are mixed"
+    return f"arrays that changed; {mixed}"
