@@ -158,8 +158,9 @@ def operations(x_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvF
     tiles = x_shape[0] * rows * columns
     waves = [2 * min(HIGHEST_FREQUENCY, (cells - 1) // 2) + 1 for cells in (x_height, x_width)]
     frequencies = min((conv.components - 1) // 2, (waves[0] * waves[1] - 1) // 2)
-    # Half of the waves of a low-pass are about as many along each axis as the square root of all of them.
-    along = min(*waves, 1 + 2 * math.isqrt(frequencies))
+    # Half of the waves of a low-pass are about as many along each axis as the square root of all of them. Of
+    # those asked for, since a compiler may not know how many a window has; they bound it all the same.
+    along = min(*waves, 1 + 2 * math.isqrt((conv.components - 1) // 2))
 
     def transform(height: int, width: int) -> int:
         return along * (height * width + along * height) // 2
