@@ -384,7 +384,7 @@ def test_second_derivatives_and_transforms_are_refused() -> None:
 
     with pytest.raises(RuntimeError, match=r"no second derivative.*restore_"):
         torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"transforms of torch.func.*restore_"):
+    with pytest.raises(RuntimeError, match=r"transforms of torch.func"):
         torch.func.vmap(net)(x[:, None])
 
 
