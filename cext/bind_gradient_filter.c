@@ -3,8 +3,6 @@
 
 #include "gradient_filter/gradient_filter.h"
 
-#include <string.h>
-
 /* images, channels, height, width, then window, offset and number of patches along both axes, and side. */
 enum { GRID_NUMBERS = 11 };
 
@@ -48,19 +46,6 @@ static fe_layout as_layout(PyObject *channels_last) {
     return PyObject_IsTrue(channels_last) == 1 ? FE_CHANNELS_LAST : FE_CONTIGUOUS;
 }
 
-/* NULL only where `optional`, as 0. */
-static int read_address(PyObject *object, const char *name, int optional, void *address) {
-    void *value = PyLong_AsVoidPtr(object);
-    if (PyErr_Occurred())
-        return -1;
-    if (!value && !optional) {
-        PyErr_Format(PyExc_ValueError, "the address of %s is null", name);
-        return -1;
-    }
-    memcpy(address, &value, sizeof value);
-    return 0;
-}
-
 PyDoc_STRVAR(patch_pool_doc, "patch_pool(isa, out, map, channels_last, means, slots, *grid)\n\n"
                              "Sums, or means, of a float32 map over the windows of a grid.");
 
@@ -71,7 +56,7 @@ static PyObject *py_patch_pool(PyObject *module, PyObject *const *args, Py_ssize
     float *out;
     const float *map;
     if (!fe_has_arguments("patch_pool", nargs, 6 + GRID_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
-        read_address(args[1], "out", 0, &out) < 0 || read_address(args[2], "map", 0, &map) < 0 ||
+        fe_read_address(args[1], "out", 0, &out) < 0 || fe_read_address(args[2], "map", 0, &map) < 0 ||
         read_grid(args + 6, args[5], &grid) < 0)
         return NULL;
     fe_layout layout = as_layout(args[3]);
@@ -96,7 +81,7 @@ static PyObject *py_patch_fill(PyObject *module, PyObject *const *args, Py_ssize
     float *map;
     const float *coefficients;
     if (!fe_has_arguments("patch_fill", nargs, 6 + GRID_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
-        read_address(args[1], "map", 0, &map) < 0 || read_address(args[2], "coefficients", 0, &coefficients) < 0 ||
+        fe_read_address(args[1], "map", 0, &map) < 0 || fe_read_address(args[2], "coefficients", 0, &coefficients) < 0 ||
         read_grid(args + 6, args[5], &grid) < 0)
         return NULL;
     fe_layout layout = as_layout(args[3]);
@@ -121,9 +106,9 @@ static PyObject *py_depthwise_backward(PyObject *module, PyObject *const *args, 
     float *grad_x, *gram;
     const float *grad, *x_sums, *tap_sums;
     if (!fe_has_arguments("depthwise_backward", nargs, 9 + 2 * GRID_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
-        read_address(args[1], "grad_x", 1, &grad_x) < 0 || read_address(args[2], "gram", 1, &gram) < 0 ||
-        read_address(args[3], "grad", 0, &grad) < 0 || read_address(args[4], "x_sums", !gram, &x_sums) < 0 ||
-        read_address(args[5], "tap_sums", !grad_x, &tap_sums) < 0 || read_grid(args + 9, args[8], &grad_grid) < 0 ||
+        fe_read_address(args[1], "grad_x", 1, &grad_x) < 0 || fe_read_address(args[2], "gram", 1, &gram) < 0 ||
+        fe_read_address(args[3], "grad", 0, &grad) < 0 || fe_read_address(args[4], "x_sums", !gram, &x_sums) < 0 ||
+        fe_read_address(args[5], "tap_sums", !grad_x, &tap_sums) < 0 || read_grid(args + 9, args[8], &grad_grid) < 0 ||
         read_grid(args + 9 + GRID_NUMBERS, args[8], &x_grid) < 0)
         return NULL;
     if (!belong_together(&grad_grid, &x_grid) || grad_grid.channels != x_grid.channels) {
@@ -168,10 +153,11 @@ static PyObject *py_conv_backward(PyObject *module, PyObject *const *args, Py_ss
     fe_conv_maps maps;
     float *scratch;
     if (!fe_has_arguments("conv_backward", nargs, 11 + 2 * GRID_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
-        read_address(args[1], "grad_x", 1, &maps.grad_x) < 0 || read_address(args[2], "gram", 1, &maps.gram) < 0 ||
-        read_address(args[3], "grad", 0, &maps.grad) < 0 || read_address(args[4], "x_sums", !maps.gram, &maps.x_sums) < 0 ||
-        read_address(args[5], "tap_sums", !maps.grad_x, &maps.tap_sums) < 0 ||
-        read_address(args[6], "scratch", 0, &scratch) < 0 || read_grid(args + 11, args[10], &grad_grid) < 0 ||
+        fe_read_address(args[1], "grad_x", 1, &maps.grad_x) < 0 || fe_read_address(args[2], "gram", 1, &maps.gram) < 0 ||
+        fe_read_address(args[3], "grad", 0, &maps.grad) < 0 ||
+        fe_read_address(args[4], "x_sums", !maps.gram, &maps.x_sums) < 0 ||
+        fe_read_address(args[5], "tap_sums", !maps.grad_x, &maps.tap_sums) < 0 ||
+        fe_read_address(args[6], "scratch", 0, &scratch) < 0 || read_grid(args + 11, args[10], &grad_grid) < 0 ||
         read_grid(args + 11 + GRID_NUMBERS, args[10], &x_grid) < 0)
         return NULL;
     int64_t floats = PyLong_AsLongLong(args[7]);
@@ -213,8 +199,8 @@ static PyObject *py_collapse_taps(PyObject *module, PyObject *const *args, Py_ss
     float *out;
     const float *weight, *symbols;
     int64_t sizes[4];
-    if (!fe_has_arguments("collapse_taps", nargs, 7) || read_address(args[0], "out", 0, &out) < 0 ||
-        read_address(args[1], "weight", 0, &weight) < 0 || read_address(args[2], "symbols", 0, &symbols) < 0 ||
+    if (!fe_has_arguments("collapse_taps", nargs, 7) || fe_read_address(args[0], "out", 0, &out) < 0 ||
+        fe_read_address(args[1], "weight", 0, &weight) < 0 || fe_read_address(args[2], "symbols", 0, &symbols) < 0 ||
         read_taps(args + 3, sizes) < 0)
         return NULL;
     int error;
@@ -232,8 +218,8 @@ static PyObject *py_spread_taps(PyObject *module, PyObject *const *args, Py_ssiz
     float *weight;
     const float *gram, *symbols;
     int64_t sizes[4];
-    if (!fe_has_arguments("spread_taps", nargs, 8) || read_address(args[0], "weight", 0, &weight) < 0 ||
-        read_address(args[1], "gram", 0, &gram) < 0 || read_address(args[2], "symbols", 0, &symbols) < 0 ||
+    if (!fe_has_arguments("spread_taps", nargs, 8) || fe_read_address(args[0], "weight", 0, &weight) < 0 ||
+        fe_read_address(args[1], "gram", 0, &gram) < 0 || fe_read_address(args[2], "symbols", 0, &symbols) < 0 ||
         read_taps(args + 3, sizes) < 0)
         return NULL;
     float scale = (float)PyFloat_AsDouble(args[7]);

@@ -45,20 +45,31 @@ fe_isa fe_spectrum_isa(fe_isa ceiling) {
     return fe_isa_choose(ceiling, versions);
 }
 
+/* Whether so many blocks of channels can be addressed; an empty axis is taken for one of length 1, since kernels multiply the
+ * other lengths all the same. */
 static int product_fits(const int64_t *factors, int count) {
-    int64_t product = sizeof(float);
+    int64_t product = sizeof(float) * CHANNELS;
     for (int i = 0; i < count; i++)
-        if (factors[i] < 0 || __builtin_mul_overflow(product, factors[i], &product))
+        if (factors[i] < 0 || __builtin_mul_overflow(product, factors[i] ? factors[i] : 1, &product))
             return 0;
     return 1;
 }
 
-static int axis_is_valid(const fe_tiling *tiling, int axis) {
-    int64_t highest = tiling->highest[axis], end;
-    if (tiling->tiles[axis] < 1 || tiling->step[axis] < 1 || tiling->window[axis] < 1 ||
-        tiling->window[axis] > FE_WIDEST_WINDOW || highest < 0 || highest > FE_HIGHEST ||
-        tiling->offset[axis] > INT64_MAX / 4 || tiling->offset[axis] < -INT64_MAX / 4 ||
+/* Windows may lie outside the map, where nothing is read, but their addresses are formed. */
+static int reach_fits(const fe_tiling *tiling, int axis) {
+    int64_t end, offset = tiling->offset[axis];
+    if (offset > INT64_MAX / 4 || offset < -INT64_MAX / 4 ||
         __builtin_mul_overflow(tiling->tiles[axis], tiling->step[axis], &end) || end > INT64_MAX / 4)
+        return 0;
+    const int64_t farthest[] = {end + (offset < 0 ? -offset : offset) + FE_WIDEST_WINDOW, tiling->channels,
+                                axis ? 1 : tiling->width};
+    return product_fits(farthest, 3);
+}
+
+static int axis_is_valid(const fe_tiling *tiling, int axis) {
+    int64_t highest = tiling->highest[axis];
+    if (tiling->tiles[axis] < 1 || tiling->step[axis] < 1 || tiling->window[axis] < 1 ||
+        tiling->window[axis] > FE_WIDEST_WINDOW || highest < 0 || highest > FE_HIGHEST || !reach_fits(tiling, axis))
         return 0;
     for (int64_t k = 0; k < tiling->frequencies; k++) {
         int64_t f = tiling->waves_of[2 * k + axis];

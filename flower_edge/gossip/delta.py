@@ -85,13 +85,13 @@ class TapDelta:
     any other                                 its values                   the model's, to the bit
     ========================================  ===========================  ==================================
 
-    The second row is what :class:`flower_edge.training.GradientFilter` with one component makes of
-    :math:`k \times k` convolutions, depthwise ones too, under SGD, momentum or Adam: :math:`k^2` times fewer
-    bytes. The third is the same with weight decay, decoupled or as part of SGD's gradient: it pulls each
-    weight in proportion to itself, so that the array is its reference times one factor, plus a number per
-    kernel. Adam with decay as part of its gradient keeps neither. Averaging models that began as one keeps
-    both, for then what they differ by is of that kind. More components give a kernel more numbers than one,
-    and its values are sent.
+    The second row is what :class:`flower_edge.training.GradientFilter` with ``basis="walsh"`` and one
+    component makes of :math:`k \times k` convolutions, depthwise ones too, under SGD, momentum or Adam:
+    :math:`k^2` times fewer bytes. The third is the same with weight decay, decoupled or as part of SGD's
+    gradient: it pulls each weight in proportion to itself, so that the array is its reference times one
+    factor, plus a number per kernel. Adam with decay as part of its gradient keeps neither. Averaging models
+    that began as one keeps both, for then what they differ by is of that kind. More components and the
+    Fourier basis give a kernel more numbers than one, and its values are sent.
 
     Parameters
     ----------

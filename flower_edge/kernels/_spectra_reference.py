@@ -23,16 +23,12 @@ def tile_spectra_reference(x: "torch.Tensor", cut: Tiling, *, sums: bool = False
         Of the dtype of `x`.
     """
     import torch
-    from torch.nn.functional import pad
 
     images, channels = cut.shape[:2]
-    reach = [cut.step[axis] * (cut.tiles[axis] - 1) + cut.window[axis] for axis in range(2)]
-    before = [cut.offset[axis] for axis in range(2)]
-    after = [reach[axis] - before[axis] - cut.shape[2 + axis] for axis in range(2)]
-    padded = pad(x, (before[1], after[1], before[0], after[0]))
-    windows = padded.unfold(2, cut.window[0], cut.step[0]).unfold(3, cut.window[1], cut.step[1])
+    covered = _framed(x, (-cut.offset[0], -cut.offset[1]), _reach(cut))
+    windows = covered.unfold(2, cut.window[0], cut.step[0]).unfold(3, cut.window[1], cut.step[1])
     spectra = torch.einsum("ncpqij,kij->knpqc", windows, _waves(cut, x))
-    spectra = spectra.reshape(cut.rows, images * cut.tiles[0] * cut.tiles[1], channels)
+    spectra = spectra.reshape(cut.rows, images * cut.tiles[0] * cut.tiles[1], channels).contiguous()
     count = len(cut.frequencies)
     if sums:
         return torch.cat([spectra, spectra[1 : 1 + count] + spectra[1 + count :]])
@@ -53,21 +49,36 @@ def map_of_products_reference(products: "torch.Tensor", cut: Tiling) -> "torch.T
         Of the dtype of `products`.
     """
     import torch
-    from torch.nn.functional import fold, pad
+    from torch.nn.functional import fold
 
     images, channels, height, width = cut.shape
     count = len(cut.frequencies)
     u, w, s = (products[1 + i * count : 1 + (i + 1) * count] for i in range(3))
     spectra = torch.cat([products[:1], u - w, s - u - w])
-    cells = torch.einsum("kmc,kij->mcij", spectra, _waves(cut, products))
-    columns = cells.reshape(images, cut.tiles[0] * cut.tiles[1], channels * cut.window[0] * cut.window[1])
-    reach = [cut.step[axis] * (cut.tiles[axis] - 1) + cut.window[axis] for axis in range(2)]
-    whole = fold(columns.mT, (reach[0], reach[1]), cut.window, stride=cut.step)
-    # A negative pad cuts off.
-    before = [-cut.offset[axis] for axis in range(2)]
-    after = [size - reach[axis] - before[axis] for axis, size in enumerate((height, width))]
-    cropped: torch.Tensor = pad(whole, (before[1], after[1], before[0], after[0]))
-    return cropped.contiguous(memory_format=torch.channels_last)
+    tiles = cut.tiles[0] * cut.tiles[1]
+    by_tile = spectra.reshape(cut.rows, images, tiles, channels)
+    cells = torch.einsum("kntc,kij->ncijt", by_tile, _waves(cut, products))
+    # Each channel for itself, since `fold` wants at least one.
+    columns = cells.reshape(images * channels, cut.window[0] * cut.window[1], tiles)
+    covered = fold(columns, _reach(cut), cut.window, stride=cut.step).reshape(images, channels, *_reach(cut))
+    return _framed(covered, cut.offset, (height, width)).contiguous(memory_format=torch.channels_last)
+
+
+def _reach(cut: Tiling) -> tuple[int, int]:
+    """Count the cells from the first of all windows to the last."""
+    rows, columns = (cut.step[axis] * (cut.tiles[axis] - 1) + cut.window[axis] for axis in range(2))
+    return rows, columns
+
+
+def _framed(x: "torch.Tensor", first: tuple[int, int], size: tuple[int, int]) -> "torch.Tensor":
+    """Look at a map through a frame that begins at the cell `first`, and see 0 outside the map."""
+    from torch.nn.functional import pad
+
+    for axis in range(2):
+        room = max(0, -first[axis]), max(0, first[axis] + size[axis] - x.shape[2 + axis])
+        padded = pad(x, (0, 0, *room) if axis == 0 else room)
+        x = padded.narrow(2 + axis, max(0, first[axis]), size[axis])
+    return x
 
 
 def _waves(cut: Tiling, like: "torch.Tensor") -> "torch.Tensor":

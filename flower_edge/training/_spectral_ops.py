@@ -21,15 +21,10 @@ from torch import Tensor
 
 from flower_edge import kernels
 from flower_edge.kernels._spectra import map_of_products, tile_spectra
-from flower_edge.kernels._tiling import (
-    HIGHEST_FREQUENCY,
-    WIDEST_WINDOW,
-    Tiling,
-    low_frequencies,
-    tiling,
-)
+from flower_edge.kernels._tiling import Tiling, low_frequencies
 from flower_edge.kernels._workspace import workspace
 from flower_edge.training._ops import fake_gradients, is_eager, library, without_autocast
+from flower_edge.training._spectral_geometry import Layer, Pair, geometry, layer_of, tiles_along
 
 if TYPE_CHECKING:
     from flower_edge.training._filtered_conv import ConvFilter
@@ -46,131 +41,6 @@ library.define(  # type: ignore[no-untyped-call]
 
 SLAB_BYTES = 4 << 20
 """Of the output's gradient that goes through all steps at a time: what is made of it stays in the cache."""
-
-Pair = tuple[int, int]
-
-
-class Geometry(NamedTuple):
-    """How tiles lie on input and output of a convolution.
-
-    Attributes
-    ----------
-    x, y : Tiling
-        Windows of the input and tiles of the output.
-    """
-
-    x: Tiling
-    y: Tiling
-
-    @property
-    def frequencies(self) -> int:
-        """Number of frequencies beside the constant."""
-        return len(self.x.frequencies)
-
-
-class Layer(NamedTuple):
-    """A convolution, in torch's own terms along height and width, and its filter."""
-
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-    patch_size: int
-    components: int
-
-
-@lru_cache(maxsize=1024)
-def geometry(x_shape: tuple[int, ...], y_shape: tuple[int, ...], layer: Layer) -> Geometry:
-    """Cut input and output into as few tiles as cover it, all of about one size.
-
-    Parameters
-    ----------
-    x_shape, y_shape : tuple of int
-        ``(N, C, H, W)`` of input and output.
-    layer : Layer
-        Its patch size bounds the cells along a side of a tile, as do the largest windows that kernels serve.
-    """
-    axes = [_tiles_along(cells, layer, axis) for axis, cells in enumerate(y_shape[2:])]
-    (rows, height, x_height), (columns, width, x_width) = axes
-    period, stride = (x_height, x_width), layer.stride
-    frequencies = low_frequencies(period, layer.components)
-    step = (stride[0] * height, stride[1] * width)
-    return Geometry(
-        x=tiling(x_shape, (rows, columns), step, layer.padding, period, (1, 1), period, frequencies),
-        y=tiling(
-            y_shape, (rows, columns), (height, width), (0, 0), (height, width), stride, period, frequencies
-        ),
-    )
-
-
-def _tiles_along(cells: int, layer: Layer, axis: int) -> tuple[int, int, int]:
-    """Return the number of tiles, the cells of one, and those of the input that it is made from."""
-    stride, reach = layer.stride[axis], layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-    most = max(1, min(layer.patch_size, (WIDEST_WINDOW - 1 - reach) // stride + 1))
-    count = max(1, -(-cells // most))
-    size = max(1, -(-cells // count))
-    return count, size, stride * (size - 1) + reach + 1
-
-
-class Operations(NamedTuple):
-    """Multiplications with additions of both gradients of a convolution: counted.
-
-    Attributes
-    ----------
-    exact : int
-        As torch forms them.
-    filtered : int
-        Products of spectra and transforms, that of the input in the forward pass included.
-    """
-
-    exact: int
-    filtered: int
-
-    @property
-    def pay(self) -> bool:
-        """Whether filtering saves more than half, below which it costs accuracy for next to nothing."""
-        return 2 * self.filtered < self.exact
-
-
-def operations(x_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvFilter") -> Operations:
-    """Count what a backward pass takes with exact and with filtered gradients.
-
-    Parameters
-    ----------
-    x_shape : sequence of int
-        ``(N, C_in, H, W)``.
-    weight_shape : sequence of int
-        ``(C_out, C_in / groups, kh, kw)``.
-    conv : ConvFilter
-        The convolution.
-    """
-    kernel_size = (weight_shape[2], weight_shape[3])
-    axes = (_pair(conv.stride), _pair(conv.padding), _pair(conv.dilation))
-    layer = Layer(kernel_size, *axes, conv.groups, conv.patch_size, conv.components)
-    y_size = [
-        (x_shape[2 + axis] + 2 * p - d * (k - 1) - 1) // s + 1
-        for axis, (k, s, p, d) in enumerate(zip(kernel_size, *axes, strict=True))
-    ]
-    (rows, height, x_height), (columns, width, x_width) = (
-        _tiles_along(cells, layer, axis) for axis, cells in enumerate(y_size)
-    )
-    tiles = x_shape[0] * rows * columns
-    waves = [2 * min(HIGHEST_FREQUENCY, (cells - 1) // 2) + 1 for cells in (x_height, x_width)]
-    frequencies = min((conv.components - 1) // 2, (waves[0] * waves[1] - 1) // 2)
-    # Half of the waves of a low-pass are about as many along each axis as the square root of all of them.
-    along = min(*waves, 1 + 2 * math.isqrt(frequencies))
-
-    def transform(height: int, width: int) -> int:
-        return along * (height * width + along * height) // 2
-
-    matrix = weight_shape[0] * weight_shape[1]
-    made_of_x = 2 * x_shape[1] * transform(x_height, x_width)
-    return Operations(
-        exact=2 * x_shape[0] * y_size[0] * y_size[1] * matrix * kernel_size[0] * kernel_size[1],
-        filtered=tiles
-        * (2 * (1 + 3 * frequencies) * matrix + made_of_x + weight_shape[0] * transform(height, width)),
-    )
 
 
 class Symbols(NamedTuple):
@@ -274,9 +144,7 @@ def _spectra(
     patch_size: int,
     components: int,
 ) -> Tensor:
-    layer = Layer(
-        _pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), groups, patch_size, components
-    )
+    layer = layer_of(kernel_size, stride, padding, dilation, groups, patch_size, components)
     # The number of output channels has no part in it.
     return tile_spectra(x, geometry(tuple(x.shape), (len(x), 1, *y_size), layer).x)
 
@@ -296,10 +164,9 @@ def _backward(
     needs_x: bool,
     scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel_size = (weight.shape[2], weight.shape[3])
-    layer = Layer(kernel_size, _pair(stride), _pair(padding), _pair(dilation), groups, patch_size, components)
+    layer = layer_of(weight.shape[2:], stride, padding, dilation, groups, patch_size, components)
     cut = geometry(tuple(x_shape), tuple(grad.shape), layer)
-    symbols = tap_waves(cut.x, kernel_size, layer.dilation, weight.dtype, weight.device)
+    symbols = tap_waves(cut.x, layer.kernel_size, layer.dilation, weight.dtype, weight.device)
     spectrum = None
     if needs_x:
         spectrum = kernels.collapse_taps(weight, symbols.of_weight)
@@ -311,11 +178,10 @@ def _backward(
         if scale is not None:
             grad_scale = (grad_weight * weight).sum((1, 2, 3))
             grad_weight = grad_weight * scale[:, None, None, None]
-    empty = grad.new_empty(0)
     return (
-        empty if grad_x is None else grad_x,
-        empty if grad_weight is None else grad_weight,
-        empty if grad_scale is None else grad_scale,
+        grad.new_empty(0) if grad_x is None else grad_x,
+        grad.new_empty(0) if grad_weight is None else grad_weight,
+        grad.new_empty(0) if grad_scale is None else grad_scale,
     )
 
 
@@ -341,7 +207,8 @@ class _Slabs:
         grad_x, gram = None, None
         if self.spectrum is not None and slab < images:
             grad_x = _empty_map(self.grad, self.x_shape, channels_last)
-        for first in range(0, images, slab):
+        # Without images, one slab of none gives both gradients their shapes.
+        for first in range(0, max(1, images), slab):
             part = self.grad[first : first + slab]
             cut = geometry((len(part), *self.x_shape[1:]), tuple(part.shape), self.layer)
             of_grad = tile_spectra(part, cut.y, sums=True)
@@ -407,10 +274,6 @@ def _empty_map(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Ten
     return workspace().empty((shape[0], channels, height, width), strides)
 
 
-def _pair(values: Sequence[int]) -> Pair:
-    return values[0], values[1]
-
-
 def _layout(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
@@ -426,12 +289,10 @@ def _fake_spectra(
     patch_size: int,
     components: int,
 ) -> Tensor:
-    layer = Layer(
-        _pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), groups, patch_size, components
-    )
-    axes = [_tiles_along(cells, layer, axis) for axis, cells in enumerate(y_size)]
+    layer = layer_of(kernel_size, stride, padding, dilation, groups, patch_size, components)
+    axes = [tiles_along(cells, layer, axis) for axis, cells in enumerate(y_size)]
     rows = 1 + 2 * len(low_frequencies((int(axes[0][2]), int(axes[1][2])), components))
-    return x.new_empty(rows, len(x) * axes[0][0] * axes[1][0], x.shape[1])
+    return x.new_empty(rows, x.shape[0] * axes[0][0] * axes[1][0], x.shape[1])
 
 
 def _fake_backward(

@@ -78,9 +78,10 @@ class EdgeConv2d(nn.Conv2d):
                 "gradient filtering does not work under the transforms of torch.func (grad, vmap, ...); "
                 "call flower_edge.training.restore_(model) or model.eval() for exact gradients"
             )
-        self.saves_operations = saves_operations(x.shape, weight.shape, conv)
-        if not self.saves_operations:
+        if not saves_operations(x.shape, weight.shape, conv):
+            self.saves_operations = False
             return False
+        self.saves_operations = True
         if way.measured and not compiling:
             self.measurement = measured(x, weight, conv)
         return not (way.measured and self.measurement is not None and self.measurement.exact_is_faster)
