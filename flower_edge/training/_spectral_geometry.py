@@ -131,15 +131,21 @@ class Operations(NamedTuple):
         As torch forms them.
     filtered : int
         Products of spectra and transforms, that of the input in the forward pass included.
+    windows_suffice : bool
+        Whether a window has as many frequencies as are to be kept.
     """
 
     exact: int
     filtered: int
+    windows_suffice: bool
 
     @property
     def pay(self) -> bool:
-        """Whether filtering saves more than half, below which it costs accuracy for next to nothing."""
-        return 2 * self.filtered < self.exact
+        """Whether filtering saves more than half, and a window is large enough to choose low frequencies.
+
+        Otherwise it costs accuracy for next to nothing.
+        """
+        return self.windows_suffice and 2 * self.filtered < self.exact
 
 
 def operations(x_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvFilter") -> Operations:
@@ -167,10 +173,11 @@ def operations(x_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvF
     )
     tiles = x_shape[0] * rows * columns
     waves = [2 * min(HIGHEST_FREQUENCY, (cells - 1) // 2) + 1 for cells in (x_height, x_width)]
-    frequencies = min((conv.components - 1) // 2, (waves[0] * waves[1] - 1) // 2)
+    asked, there_are = (conv.components - 1) // 2, (waves[0] * waves[1] - 1) // 2
+    frequencies = min(asked, there_are)
     # Half of the waves of a low-pass are about as many along each axis as the square root of all of them. Of
     # those asked for, since a compiler may not know how many a window has; they bound it all the same.
-    along = min(*waves, 1 + 2 * math.isqrt((conv.components - 1) // 2))
+    along = min(*waves, 1 + 2 * math.isqrt(asked))
 
     def transform(height: int, width: int) -> int:
         return along * (height * width + along * height) // 2
@@ -181,4 +188,5 @@ def operations(x_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvF
         exact=2 * x_shape[0] * y_size[0] * y_size[1] * matrix * kernel_size[0] * kernel_size[1],
         filtered=tiles
         * (2 * (1 + 3 * frequencies) * matrix + made_of_x + weight_shape[0] * transform(height, width)),
+        windows_suffice=there_are >= asked,
     )

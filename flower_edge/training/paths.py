@@ -95,7 +95,7 @@ def _decision(layer: EdgeConv2d, way: object, known: Measurement | None) -> tupl
     if not layer.training:
         return "exact", "in eval mode"
     if not layer.saves_operations:
-        return "exact", f"{way} would not save half of its operations"
+        return "exact", f"{way} does not suit it: too few operations saved, or too small maps"
     frozen = "" if layer.weight.requires_grad else "; its weight is frozen"
     if not way.measured:
         return "filtered", f'{way}, fallback="never"{frozen}'
