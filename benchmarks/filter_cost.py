@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flower_edge.training import EdgeConv2d
 from flower_edge.training._filtered_conv import ConvFilter, PatchFilter
-from flower_edge.training._spectral_ops import operations
+from flower_edge.training._spectral_geometry import operations
 from flower_edge.training.layers import resolved_padding
 
 
