@@ -1,6 +1,7 @@
 """The slow twins of `_spectra.py`, in plain torch, for any floating dtype and device."""
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flower_edge.kernels._tiling import Tiling
@@ -27,7 +28,7 @@ def tile_spectra_reference(x: "torch.Tensor", cut: Tiling, *, sums: bool = False
     images, channels = cut.shape[:2]
     covered = _framed(x, (-cut.offset[0], -cut.offset[1]), _reach(cut))
     windows = covered.unfold(2, cut.window[0], cut.step[0]).unfold(3, cut.window[1], cut.step[1])
-    spectra = torch.einsum("ncpqij,kij->knpqc", windows, _waves(cut, x))
+    spectra = torch.einsum("ncpqij,kij->knpqc", windows, _waves(cut, x.dtype, x.device))
     spectra = spectra.reshape(cut.rows, images * cut.tiles[0] * cut.tiles[1], channels).contiguous()
     count = len(cut.frequencies)
     if sums:
@@ -57,7 +58,7 @@ def map_of_products_reference(products: "torch.Tensor", cut: Tiling) -> "torch.T
     spectra = torch.cat([products[:1], u - w, s - u - w])
     tiles = cut.tiles[0] * cut.tiles[1]
     by_tile = spectra.reshape(cut.rows, images, tiles, channels)
-    cells = torch.einsum("kntc,kij->ncijt", by_tile, _waves(cut, products))
+    cells = torch.einsum("kntc,kij->ncijt", by_tile, _waves(cut, products.dtype, products.device))
     # Each channel for itself, since `fold` wants at least one.
     columns = cells.reshape(images * channels, cut.window[0] * cut.window[1], tiles)
     covered = fold(columns, _reach(cut), cut.window, stride=cut.step).reshape(images, channels, *_reach(cut))
@@ -81,13 +82,14 @@ def _framed(x: "torch.Tensor", first: tuple[int, int], size: tuple[int, int]) ->
     return x
 
 
-def _waves(cut: Tiling, like: "torch.Tensor") -> "torch.Tensor":
+@lru_cache(maxsize=256)
+def _waves(cut: Tiling, dtype: "torch.dtype", device: "torch.device") -> "torch.Tensor":
     """Give the waves on a window: shape (rows, height, width)."""
     import torch
 
     places = [torch.from_numpy(cut.places(axis)) for axis in range(2)]
-    frequencies = torch.tensor(cut.frequencies, dtype=torch.float64).reshape(-1, 2)
-    turns = frequencies / torch.tensor(cut.period, dtype=torch.float64)
+    frequencies = torch.tensor(cut.frequencies, dtype=torch.float64, device="cpu").reshape(-1, 2)
+    turns = frequencies / torch.tensor(cut.period, dtype=torch.float64, device="cpu")
     angles = 2 * math.pi * (turns[:, :1, None] * places[0][:, None] + turns[:, 1:, None] * places[1])
-    constant = torch.ones(1, *cut.window, dtype=torch.float64)
-    return torch.cat([constant, angles.cos(), angles.sin()]).to(like.dtype).to(like.device)
+    constant = torch.ones(1, *cut.window, dtype=torch.float64, device="cpu")
+    return torch.cat([constant, angles.cos(), angles.sin()]).to(device, dtype)

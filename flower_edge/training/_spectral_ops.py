@@ -65,13 +65,14 @@ def tap_waves(
 ) -> Symbols:
     """Evaluate the waves of a window at the taps of a kernel, about its centre."""
     offsets = [
-        d * (torch.arange(k, dtype=torch.float64) - (k - 1) / 2)
+        d * (torch.arange(k, dtype=torch.float64, device="cpu") - (k - 1) / 2)
         for d, k in zip(dilation, kernel_size, strict=True)
     ]
-    turns = torch.tensor(cut.frequencies, dtype=torch.float64).reshape(-1, 2) / torch.tensor(cut.period)
+    frequencies = torch.tensor(cut.frequencies, dtype=torch.float64, device="cpu").reshape(-1, 2)
+    turns = frequencies / torch.tensor(cut.period, device="cpu")
     angles = turns[:, :1, None] * offsets[0][:, None] + turns[:, 1:, None] * offsets[1]
     cos, sin = (wave(2 * math.pi * angles).flatten(1) for wave in (torch.cos, torch.sin))
-    constant = torch.full((1, kernel_size[0] * kernel_size[1]), 0.5, dtype=torch.float64)
+    constant = torch.full((1, kernel_size[0] * kernel_size[1]), 0.5, dtype=torch.float64, device="cpu")
     # A frequency stands for its opposite, too; the constant does not.
     part = 2 / (cut.period[0] * cut.period[1])
     of_weight = torch.cat([constant, cos, sin, cos + sin]) * part
