@@ -92,7 +92,6 @@ def cases(quick: bool) -> list[Case]:
         ("resnet20", 1, ALL),
         *(("resnet20", 1, layers) for layers in (3, 2, 1)),
         ("mobilenet_v2", 1, 4),
-        ("mobilenet_v2", NODES, 4),
     ]
     return [Case(*choice, seed) for choice in choices for seed in range(SEEDS)]
 

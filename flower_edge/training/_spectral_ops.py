@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from flower_edge import kernels
 from flower_edge.kernels._spectra import map_of_products, tile_spectra
 from flower_edge.kernels._tiling import Tiling, low_frequencies
 from flower_edge.kernels._workspace import workspace
@@ -170,12 +169,12 @@ def _backward(
     symbols = tap_waves(cut.x, layer.kernel_size, layer.dilation, weight.dtype, weight.device)
     spectrum = None
     if needs_x:
-        spectrum = kernels.collapse_taps(weight, symbols.of_weight)
+        spectrum = _spectrum_of(weight, symbols.of_weight)
         spectrum = spectrum if scale is None else spectrum * scale[:, None]
     grad_x, gram = _Slabs(grad, spectrum, saved, tuple(x_shape), layer).gradients(channels_last)
     grad_weight = grad_scale = None
     if gram is not None:
-        grad_weight = kernels.spread_taps(gram, symbols.of_gram, weight)
+        grad_weight = _gradient_of(gram, symbols.of_gram, weight)
         if scale is not None:
             grad_scale = (grad_weight * weight).sum((1, 2, 3))
             grad_weight = grad_weight * scale[:, None, None, None]
@@ -184,6 +183,33 @@ def _backward(
         grad.new_empty(0) if grad_weight is None else grad_weight,
         grad.new_empty(0) if grad_scale is None else grad_scale,
     )
+
+
+def _spectrum_of(weight: Tensor, symbols: Tensor) -> Tensor:
+    """Weight the taps with each row of symbols, shape ``(rows, C_out, C_in / groups)``.
+
+    As products of small matrices: with so many rows they are faster than `kernels.collapse_taps`, which reads
+    its weight again for each.
+    """
+    outputs, inputs = weight.shape[:2]
+    if _inputs_are_innermost(weight):
+        taps_first = weight.permute(0, 2, 3, 1).reshape(outputs, -1, inputs)
+        return torch.bmm(symbols.expand(outputs, *symbols.shape), taps_first).transpose(0, 1)
+    return torch.mm(symbols, weight.reshape(outputs * inputs, -1).mT).reshape(-1, outputs, inputs)
+
+
+def _gradient_of(gram: Tensor, symbols: Tensor, like: Tensor) -> Tensor:
+    """Spread products of spectra over the taps: the transpose, in the memory format of `like`."""
+    outputs, inputs, height, width = like.shape
+    if _inputs_are_innermost(like):
+        taps_first = torch.bmm(symbols.mT.expand(outputs, *symbols.mT.shape), gram.transpose(0, 1))
+        return taps_first.reshape(outputs, height, width, inputs).permute(0, 3, 1, 2)
+    taps_first = torch.mm(symbols.mT, gram.reshape(len(gram), -1))
+    return taps_first.mT.contiguous().reshape(like.shape)
+
+
+def _inputs_are_innermost(weight: Tensor) -> bool:
+    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Slabs:
