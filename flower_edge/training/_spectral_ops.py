@@ -38,8 +38,11 @@ library.define(  # type: ignore[no-untyped-call]
     "bool needs_x, Tensor? scale=None) -> (Tensor, Tensor, Tensor)"
 )
 
-SLAB_BYTES = 4 << 20
-"""Of the output's gradient that goes through all steps at a time: what is made of it stays in the cache."""
+SLAB_BYTES = 32 << 20
+"""Of the output's gradient that goes through all steps at a time: bounds the memory for spectra and products.
+
+Smaller slabs are slower, since each reads the whole spectrum of the weight again.
+"""
 
 
 class Symbols(NamedTuple):
@@ -213,7 +216,7 @@ def _inputs_are_innermost(weight: Tensor) -> bool:
 
 
 class _Slabs:
-    """A backward pass, some images at a time, so that what is made on the way stays in the cache."""
+    """A backward pass, some images at a time, so that what is made on the way stays small."""
 
     def __init__(
         self,
