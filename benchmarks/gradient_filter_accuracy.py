@@ -211,10 +211,12 @@ def found(group: list[Case], method: Method, quick: bool) -> Found:
 
 
 def costs(case: Case, method: Method, folder: Path) -> Cost:
-    """Count and time a backward pass with batches of the case."""
+    """Count and time a backward pass with batches of the case, channels last: the faster layout for both."""
     budget = Budget(images=64, epochs=1, batch=64, test_images=1)
     task = fine_tuning(Case(case.network, 1, case.layers, 0), budget, folder)
-    return backward_cost(task.model(change(method, case.layers, measured=True)), task.batches[0][0])
+    model = task.model(change(method, case.layers, measured=True))
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return backward_cost(model, task.batches[0][0].contiguous(memory_format=torch.channels_last))
 
 
 def groups(quick: bool) -> Iterator[list[Case]]:

@@ -48,6 +48,11 @@ WAYS: dict[str, Sequence[Method | ModelMethod]] = {
     "filter r=2": (FILTERS["filter r=2"],),
     "filter r=2 + lean + frozen norm": (FILTERS["filter r=2"], LeanActivations(), FrozenNorm()),
     "filter r=4 + lean + frozen norm": (FILTERS["filter r=4"], LeanActivations(), FrozenNorm()),
+    "Fourier + lean + frozen norm": (
+        GradientFilter(where=all_but_stem, fallback="never"),
+        LeanActivations(),
+        FrozenNorm(),
+    ),
 }
 
 ALL = "filter r=2 + lean + frozen norm"
