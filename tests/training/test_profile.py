@@ -146,7 +146,8 @@ def test_times_are_of_every_part() -> None:
         assert operation.grad_input_seconds >= 0
         assert operation.shared_seconds >= 0
         assert all(use.grad_weight_seconds >= 0 for use in operation.tensors)
-    for name in ("main.conv2d", "depthwise.conv2d", "main_norm.batch_norm", "head.linear", "add"):
+    # Not of the addition: it hands its gradient on, which may take less than the clock is off by.
+    for name in ("main.conv2d", "depthwise.conv2d", "main_norm.batch_norm", "head.linear"):
         assert by_name(measured)[name].backward_seconds > 0, name
     # The images need no gradient.
     assert by_name(measured)["stem.conv2d"].grad_input_seconds == 0
