@@ -290,7 +290,7 @@ def draw(bench: Benchmark, path: str) -> None:
     axes.set_xscale("log")
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xlabel(f"times faster than torch's exact backward pass, {most} threads")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(path, dpi=150)
 
 
