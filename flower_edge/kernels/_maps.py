@@ -61,6 +61,13 @@ def empty_map(shape: tuple[int, int, int, int], channels_last: bool) -> "torch.T
     return workspace().empty(shape, (image, height * width, width, 1))
 
 
+def inputs_are_innermost(weight: "torch.Tensor") -> bool:
+    """Tell whether a convolution's weight lies in memory as (output, tap, input); a single tap's does not."""
+    import torch
+
+    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def check_map(tensor: "torch.Tensor", name: str) -> None:
     """Refuse what kernels cannot read, or what would lose a gradient."""
     check_floating(tensor, name)

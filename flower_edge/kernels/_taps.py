@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from flower_edge.kernels import _dispatch, _threads
-from flower_edge.kernels._maps import check_floating, check_no_gradient, is_served
+from flower_edge.kernels._maps import check_floating, check_no_gradient, inputs_are_innermost, is_served
 from flower_edge.kernels._workspace import workspace
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def spread_taps_reference(
     import torch
 
     grad = torch.einsum("uoi,ut->oit", gram * scale, symbols).reshape(like.shape)
-    innermost = _inputs_are_innermost(like)
+    innermost = inputs_are_innermost(like)
     return grad.contiguous(memory_format=torch.channels_last if innermost else torch.contiguous_format)
 
 
@@ -121,16 +121,10 @@ def _runs(values: "torch.Tensor", symbols: "torch.Tensor") -> bool:
     return _dispatch.extension is not None and is_served(values) and not symbols.is_neg()
 
 
-def _inputs_are_innermost(weight: "torch.Tensor") -> bool:
-    import torch
-
-    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
-
-
 def _collapse(weight: "torch.Tensor", symbols: "torch.Tensor") -> "torch.Tensor":
     outputs, inputs = weight.shape[:2]
     components, taps = symbols.shape
-    inner = inputs if _inputs_are_innermost(weight) else 1
+    inner = inputs if inputs_are_innermost(weight) else 1
     weight = weight if inner > 1 else weight.contiguous()
     out = workspace().empty((components, outputs, inputs), (outputs * inputs, inputs, 1))
     if weight.numel() == 0:
@@ -148,7 +142,7 @@ def _spread(
 ) -> "torch.Tensor":
     outputs, inputs, height, width = like.shape
     components, taps = symbols.shape
-    if _inputs_are_innermost(like):
+    if inputs_are_innermost(like):
         inner, strides = inputs, (taps * inputs, 1, width * inputs, inputs)
     else:
         inner, strides = 1, (inputs * taps, taps, width, 1)

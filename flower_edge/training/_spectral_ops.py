@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from flower_edge.kernels._maps import empty_map, inputs_are_innermost, is_served
 from flower_edge.kernels._spectra import map_of_products, tile_spectra
 from flower_edge.kernels._tiling import Tiling, low_frequencies
 from flower_edge.kernels._workspace import workspace
@@ -195,7 +196,7 @@ def _spectrum_of(weight: Tensor, symbols: Tensor) -> Tensor:
     its weight again for each.
     """
     outputs, inputs = weight.shape[:2]
-    if _inputs_are_innermost(weight):
+    if inputs_are_innermost(weight):
         taps_first = weight.permute(0, 2, 3, 1).reshape(outputs, -1, inputs)
         return torch.bmm(symbols.expand(outputs, *symbols.shape), taps_first).transpose(0, 1)
     return torch.mm(symbols, weight.reshape(outputs * inputs, -1).mT).reshape(-1, outputs, inputs)
@@ -204,15 +205,11 @@ def _spectrum_of(weight: Tensor, symbols: Tensor) -> Tensor:
 def _gradient_of(gram: Tensor, symbols: Tensor, like: Tensor) -> Tensor:
     """Spread products of spectra over the taps: the transpose, in the memory format of `like`."""
     outputs, inputs, height, width = like.shape
-    if _inputs_are_innermost(like):
+    if inputs_are_innermost(like):
         taps_first = torch.bmm(symbols.mT.expand(outputs, *symbols.mT.shape), gram.transpose(0, 1))
         return taps_first.reshape(outputs, height, width, inputs).permute(0, 3, 1, 2)
     taps_first = torch.mm(symbols.mT, gram.reshape(len(gram), -1))
     return taps_first.mT.contiguous().reshape(like.shape)
-
-
-def _inputs_are_innermost(weight: Tensor) -> bool:
-    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Slabs:
@@ -290,18 +287,17 @@ def _grouped(rows: Tensor, groups: int) -> Tensor:
 
 
 def _scratch(like: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    if like.dtype != torch.float32 or like.device.type != "cpu":
+    if not is_served(like):
         return like.new_empty(shape)
     return workspace().empty(shape, (shape[1] * shape[2], shape[2], 1))
 
 
 def _empty_map(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
-    if like.dtype != torch.float32 or like.device.type != "cpu":
-        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_layout(channels_last))
-    _, channels, height, width = shape
-    image = channels * height * width
-    strides = (image, 1, width * channels, channels) if channels_last else (image, height * width, width, 1)
-    return workspace().empty((shape[0], channels, height, width), strides)
+    images, channels, height, width = shape
+    if not is_served(like):
+        layout = _layout(channels_last)
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+    return empty_map((images, channels, height, width), channels_last)
 
 
 def _layout(channels_last: bool) -> torch.memory_format:

@@ -67,7 +67,8 @@ class GradientFilter:
     fallback : {"measured", "never"}, default "measured"
         "measured": the first training step with a new shape times both backward passes on its tensors, and a
         layer for which the exact one is faster uses it. The choice may then differ between machines and runs;
-        "never" always filters, for runs that must be reproducible.
+        "never" always filters, for runs that must be reproducible. What stays exact by count, from shapes
+        alone, does so in any case.
     basis : {"fourier", "walsh"}, default "fourier"
         What is kept of a patch.
 
