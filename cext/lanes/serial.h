@@ -3,6 +3,7 @@
  * lane, which is always taken. */
 #define VEC float
 #define LANES 1
+#define REGISTERS 16
 #define TARGET
 #define NAME(name) name##_serial
 

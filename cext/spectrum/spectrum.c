@@ -6,17 +6,21 @@
 #include <string.h>
 
 #include "lanes/serial.h"
+#include "products.h"
 #include "tiles.h"
 #include "lanes/end.h"
 #if defined(__x86_64__)
 #include "lanes/avx2.h"
+#include "products.h"
 #include "tiles.h"
 #include "lanes/end.h"
 #include "lanes/avx512.h"
+#include "products.h"
 #include "tiles.h"
 #include "lanes/end.h"
 #elif defined(__aarch64__)
 #include "lanes/neon.h"
+#include "products.h"
 #include "tiles.h"
 #include "lanes/end.h"
 #endif
@@ -44,6 +48,8 @@ fe_isa fe_spectrum_isa(fe_isa ceiling) {
         versions[isa] = kernels[isa] ? (fe_version)kernels[isa]->analyse_row : NULL;
     return fe_isa_choose(ceiling, versions);
 }
+
+const tile_version *fe_tile_version(fe_isa ceiling) { return kernels[fe_spectrum_isa(ceiling)]; }
 
 /* Whether so many blocks of channels can be addressed; an empty axis is taken for one of length 1, since kernels multiply the
  * other lengths all the same. */
@@ -92,17 +98,27 @@ typedef struct {
     const tile_version *version;
 } tile_work;
 
+static row_layout all_rows(const fe_tiling *tiling) {
+    return (row_layout){tiling->channels, tiling->images * tiling->tiles[0] * tiling->tiles[1], 0};
+}
+
 static void analyse_rows(int64_t first, int64_t last, void *context) {
     const tile_work *work = context;
     int64_t rows = work->job.tiling->tiles[0];
     for (int64_t i = first; i < last; i++)
-        work->version->analyse_row(&work->job, i / rows, i % rows);
+        work->version->analyse_row(&work->job, i / rows, i % rows, 0, work->job.tiling->channels);
 }
 
 int fe_analyse(fe_isa ceiling, float *out, const float *map, const fe_tiling *tiling, int sums) {
     tile_work work = {
-        .job = {.tiling = tiling, .map = map, .spectra = out, .sums = sums},
-        .version = kernels[fe_spectrum_isa(ceiling)],
+        .job = {.tiling = tiling,
+                .map = map,
+                .spectra = out,
+                .rows = all_rows(tiling),
+                .sums = sums,
+                .constant_scale = 1.0f,
+                .scale = 1.0f},
+        .version = fe_tile_version(ceiling),
     };
     int64_t floats = tiling->window[0] * tiling->width * tiling->channels;
     return fe_parallel_for(tiling->images * tiling->tiles[0], GRAIN / (floats + 1) + 1, analyse_rows, &work);
@@ -110,24 +126,36 @@ int fe_analyse(fe_isa ceiling, float *out, const float *map, const fe_tiling *ti
 
 static int64_t blocks_of(const fe_tiling *tiling) { return (tiling->channels + CHANNELS - 1) / CHANNELS; }
 
+void fe_clear_channels(float *map, const fe_tiling *tiling, int64_t image, int64_t first, int64_t end) {
+    int64_t cells = tiling->height * tiling->width, channels = tiling->channels;
+    map += image * cells * channels;
+    if (end - first == channels) {
+        memset(map, 0, (size_t)(cells * channels) * sizeof *map);
+        return;
+    }
+    for (int64_t cell = 0; cell < cells; cell++)
+        memset(map + cell * channels + first, 0, (size_t)(end - first) * sizeof *map);
+}
+
 static void synthesise_blocks(int64_t first, int64_t last, void *context) {
     const tile_work *work = context;
     const fe_tiling *tiling = work->job.tiling;
-    int64_t cells = tiling->height * tiling->width, channels = tiling->channels, blocks = blocks_of(tiling);
+    int64_t channels = tiling->channels, blocks = blocks_of(tiling);
     for (int64_t i = first; i < last; i++) {
         int64_t image = i / blocks, begin = i % blocks * CHANNELS;
         int64_t end = begin + CHANNELS < channels ? begin + CHANNELS : channels;
-        float *map = work->job.out + image * cells * channels;
-        for (int64_t cell = 0; cell < cells; cell++)
-            memset(map + cell * channels + begin, 0, (size_t)(end - begin) * sizeof *map);
-        work->version->synthesise_image(&work->job, image, begin, end);
+        tile_job job = work->job;
+        job.products += begin;
+        fe_clear_channels(job.out, tiling, image, begin, end);
+        for (int64_t p = 0; p < tiling->tiles[0]; p++)
+            work->version->synthesise_row(&job, image, p, begin, end);
     }
 }
 
 int fe_synthesise(fe_isa ceiling, float *map, const float *products, const fe_tiling *tiling) {
     tile_work work = {
-        .job = {.tiling = tiling, .products = products, .out = map},
-        .version = kernels[fe_spectrum_isa(ceiling)],
+        .job = {.tiling = tiling, .products = products, .out = map, .rows = all_rows(tiling)},
+        .version = fe_tile_version(ceiling),
     };
     int64_t floats = tiling->height * tiling->width * CHANNELS;
     return fe_parallel_for(tiling->images * blocks_of(tiling), GRAIN / (floats + 1) + 1, synthesise_blocks, &work);

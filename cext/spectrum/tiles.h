@@ -67,34 +67,47 @@ TARGET FE_INLINE void NAME(analyse_window)(VEC *spectrum, const float *x, const 
     }
 }
 
-TARGET FE_INLINE void NAME(analyse_row_of)(const tile_job *job, int64_t image, int64_t p, int64_t highest0,
-                                           int64_t highest1) {
+/* What is kept of a window's spectrum, for n of a row's channels. */
+TARGET FE_INLINE void NAME(store_spectrum)(float *out, const tile_job *job, const VEC *spectrum, int64_t highest0,
+                                           int64_t highest1, int64_t n) {
     const fe_tiling *tiling = job->tiling;
-    const int64_t channels = tiling->channels, row = tiling->width * channels, kept = tiling->frequencies;
-    const int64_t a_row = tiling->images * tiling->tiles[0] * tiling->tiles[1] * channels;
+    const int64_t kept = tiling->frequencies, a_row = job->rows.points * job->rows.width;
+    const VEC scale = NAME(set)(job->scale), nothing = NAME(set)(0.0f);
+    NAME(store)(out, NAME(multiply_add)(NAME(set)(job->constant_scale), spectrum[0], nothing), n);
+    for (int64_t k = 0; k < kept; k++) {
+        int64_t f = tiling->waves_of[2 * k], g = tiling->waves_of[2 * k + 1], other = g < 0 ? -g : g;
+        const VEC *cosine = spectrum + f * DOFS, *sine = spectrum + (highest0 + f) * DOFS;
+        VEC cc = cosine[other], ss = f && other ? sine[highest1 + other] : nothing;
+        VEC sc = f ? sine[other] : nothing, cs = other ? cosine[highest1 + other] : nothing;
+        VEC real = NAME(multiply_add)(scale, g < 0 ? NAME(add)(cc, ss) : NAME(subtract)(cc, ss), nothing);
+        VEC imaginary = NAME(multiply_add)(scale, g < 0 ? NAME(subtract)(sc, cs) : NAME(add)(sc, cs), nothing);
+        NAME(store)(out + (1 + k) * a_row, real, n);
+        NAME(store)(out + (1 + kept + k) * a_row, imaginary, n);
+        if (job->sums)
+            NAME(store)(out + (1 + 2 * kept + k) * a_row, NAME(add)(real, imaginary), n);
+    }
+}
+
+TARGET FE_INLINE void NAME(analyse_row_of)(const tile_job *job, int64_t image, int64_t p, int64_t first, int64_t end,
+                                           int64_t highest0, int64_t highest1) {
+    const fe_tiling *tiling = job->tiling;
+    const int64_t channels = tiling->channels, row = tiling->width * channels;
     VEC spectrum[DOFS * DOFS];
     span rows = inside(tiling, 0, p);
     for (int64_t q = 0; q < tiling->tiles[1]; q++) {
         span columns = inside(tiling, 1, q);
         const float *x = job->map + image * tiling->height * row + first_cell(tiling, 0, p) * row +
                          first_cell(tiling, 1, q) * channels;
-        float *out = job->spectra + ((image * tiling->tiles[0] + p) * tiling->tiles[1] + q) * channels;
-        for (int64_t c = 0; c < channels; c += LANES) {
-            int64_t n = channels - c < LANES ? channels - c : LANES;
-            NAME(analyse_window)(spectrum, x + c, tiling, row, channels, rows, columns, highest0, highest1, n);
-            NAME(store)(out + c, spectrum[0], n);
-            for (int64_t k = 0; k < kept; k++) {
-                int64_t f = tiling->waves_of[2 * k], g = tiling->waves_of[2 * k + 1], other = g < 0 ? -g : g;
-                const VEC *cosine = spectrum + f * DOFS, *sine = spectrum + (highest0 + f) * DOFS;
-                VEC cc = cosine[other], ss = f && other ? sine[highest1 + other] : NAME(set)(0.0f);
-                VEC sc = f ? sine[other] : NAME(set)(0.0f), cs = other ? cosine[highest1 + other] : NAME(set)(0.0f);
-                VEC real = g < 0 ? NAME(add)(cc, ss) : NAME(subtract)(cc, ss);
-                VEC imaginary = g < 0 ? NAME(subtract)(sc, cs) : NAME(add)(sc, cs);
-                NAME(store)(out + (1 + k) * a_row + c, real, n);
-                NAME(store)(out + (1 + kept + k) * a_row + c, imaginary, n);
-                if (job->sums)
-                    NAME(store)(out + (1 + 2 * kept + k) * a_row + c, NAME(add)(real, imaginary), n);
-            }
+        float *out = job->spectra + row_at(job, image, p, q);
+        int64_t c = first;
+        for (; c + LANES <= end; c += LANES) {
+            NAME(analyse_window)(spectrum, x + c, tiling, row, channels, rows, columns, highest0, highest1, LANES);
+            NAME(store_spectrum)(out + c - first, job, spectrum, highest0, highest1, LANES);
+        }
+        if (c < end) {
+            int64_t room = job->rows.width - (c - first);
+            NAME(analyse_window)(spectrum, x + c, tiling, row, channels, rows, columns, highest0, highest1, end - c);
+            NAME(store_spectrum)(out + c - first, job, spectrum, highest0, highest1, room < LANES ? room : LANES);
         }
     }
 }
@@ -128,65 +141,77 @@ TARGET FE_INLINE void NAME(synthesise_window)(float *x, const VEC *spectrum, con
         }
 }
 
-/* One image's channels from `first` to `end`. */
-TARGET FE_INLINE void NAME(synthesise_image_of)(const tile_job *job, int64_t image, int64_t first, int64_t end,
-                                                int64_t highest0, int64_t highest1) {
+/* A window's spectrum from the products at `in`. */
+TARGET FE_INLINE void NAME(load_products)(VEC *spectrum, const float *in, const tile_job *job, int64_t highest0,
+                                          int64_t highest1, int64_t n) {
     const fe_tiling *tiling = job->tiling;
-    const int64_t channels = tiling->channels, row = tiling->width * channels, kept = tiling->frequencies;
-    const int64_t a_row = tiling->images * tiling->tiles[0] * tiling->tiles[1] * channels;
-    float *map = job->out + image * tiling->height * row;
-    VEC spectrum[DOFS * DOFS];
-    for (int64_t p = 0; p < tiling->tiles[0]; p++)
-        for (int64_t q = 0; q < tiling->tiles[1]; q++) {
-            span rows = inside(tiling, 0, p), columns = inside(tiling, 1, q);
-            const float *in = job->products + ((image * tiling->tiles[0] + p) * tiling->tiles[1] + q) * channels;
-            float *x = map + first_cell(tiling, 0, p) * row + first_cell(tiling, 1, q) * channels;
-            for (int64_t c = first; c < end; c += LANES) {
-                int64_t n = end - c < LANES ? end - c : LANES;
-                for (int64_t f = 0; f <= 2 * highest0; f++)
-                    NAME(clear)(spectrum + f * DOFS, 2 * highest1 + 1);
-                spectrum[0] = NAME(load)(in + c, n);
-                for (int64_t k = 0; k < kept; k++) {
-                    int64_t f = tiling->waves_of[2 * k], g = tiling->waves_of[2 * k + 1], other = g < 0 ? -g : g;
-                    VEC *cosine = spectrum + f * DOFS, *sine = spectrum + (highest0 + f) * DOFS;
-                    VEC u = NAME(load)(in + (1 + k) * a_row + c, n), w = NAME(load)(in + (1 + kept + k) * a_row + c, n);
-                    VEC s = NAME(load)(in + (1 + 2 * kept + k) * a_row + c, n);
-                    VEC real = NAME(subtract)(u, w), imaginary = NAME(subtract)(s, NAME(add)(u, w));
-                    cosine[other] = NAME(add)(cosine[other], real);
-                    if (f)
-                        sine[other] = NAME(add)(sine[other], imaginary);
-                    if (other) {
-                        VEC *cs = cosine + highest1 + other;
-                        *cs = g < 0 ? NAME(subtract)(*cs, imaginary) : NAME(add)(*cs, imaginary);
-                    }
-                    if (f && other) {
-                        VEC *ss = sine + highest1 + other;
-                        *ss = g < 0 ? NAME(add)(*ss, real) : NAME(subtract)(*ss, real);
-                    }
-                }
-                NAME(synthesise_window)(x + c, spectrum, tiling, row, channels, rows, columns, highest0, highest1, n);
-            }
+    const int64_t kept = tiling->frequencies, a_row = job->rows.points * job->rows.width;
+    for (int64_t f = 0; f <= 2 * highest0; f++)
+        NAME(clear)(spectrum + f * DOFS, 2 * highest1 + 1);
+    spectrum[0] = NAME(load)(in, n);
+    for (int64_t k = 0; k < kept; k++) {
+        int64_t f = tiling->waves_of[2 * k], g = tiling->waves_of[2 * k + 1], other = g < 0 ? -g : g;
+        VEC *cosine = spectrum + f * DOFS, *sine = spectrum + (highest0 + f) * DOFS;
+        VEC u = NAME(load)(in + (1 + k) * a_row, n), w = NAME(load)(in + (1 + kept + k) * a_row, n);
+        VEC s = NAME(load)(in + (1 + 2 * kept + k) * a_row, n);
+        VEC sum = NAME(add)(u, w), difference = NAME(subtract)(u, w);
+        VEC real = job->conjugate ? sum : difference;
+        VEC imaginary = job->conjugate ? NAME(add)(s, difference) : NAME(subtract)(s, sum);
+        cosine[other] = NAME(add)(cosine[other], real);
+        if (f)
+            sine[other] = NAME(add)(sine[other], imaginary);
+        if (other) {
+            VEC *cs = cosine + highest1 + other;
+            *cs = g < 0 ? NAME(subtract)(*cs, imaginary) : NAME(add)(*cs, imaginary);
         }
+        if (f && other) {
+            VEC *ss = sine + highest1 + other;
+            *ss = g < 0 ? NAME(add)(*ss, real) : NAME(subtract)(*ss, real);
+        }
+    }
 }
 
-TARGET static void NAME(analyse_row)(const tile_job *job, int64_t image, int64_t p) {
-    int64_t highest0 = job->tiling->highest[0], highest1 = job->tiling->highest[1];
-    if (highest0 == 2 && highest1 == 2)
-        NAME(analyse_row_of)(job, image, p, 2, 2);
-    else if (highest0 == 3 && highest1 == 3)
-        NAME(analyse_row_of)(job, image, p, 3, 3);
-    else
-        NAME(analyse_row_of)(job, image, p, highest0, highest1);
+TARGET FE_INLINE void NAME(synthesise_row_of)(const tile_job *job, int64_t image, int64_t p, int64_t first, int64_t end,
+                                              int64_t highest0, int64_t highest1) {
+    const fe_tiling *tiling = job->tiling;
+    const int64_t channels = tiling->channels, row = tiling->width * channels;
+    VEC spectrum[DOFS * DOFS];
+    span rows = inside(tiling, 0, p);
+    for (int64_t q = 0; q < tiling->tiles[1]; q++) {
+        span columns = inside(tiling, 1, q);
+        const float *in = job->products + row_at(job, image, p, q);
+        float *x = job->out + image * tiling->height * row + first_cell(tiling, 0, p) * row +
+                   first_cell(tiling, 1, q) * channels;
+        int64_t c = first;
+        for (; c + LANES <= end; c += LANES) {
+            NAME(load_products)(spectrum, in + c - first, job, highest0, highest1, LANES);
+            NAME(synthesise_window)(x + c, spectrum, tiling, row, channels, rows, columns, highest0, highest1, LANES);
+        }
+        if (c < end) {
+            NAME(load_products)(spectrum, in + c - first, job, highest0, highest1, end - c);
+            NAME(synthesise_window)(x + c, spectrum, tiling, row, channels, rows, columns, highest0, highest1, end - c);
+        }
+    }
 }
 
-TARGET static void NAME(synthesise_image)(const tile_job *job, int64_t image, int64_t first, int64_t end) {
-    int64_t highest0 = job->tiling->highest[0], highest1 = job->tiling->highest[1];
-    if (highest0 == 2 && highest1 == 2)
-        NAME(synthesise_image_of)(job, image, first, end, 2, 2);
-    else if (highest0 == 3 && highest1 == 3)
-        NAME(synthesise_image_of)(job, image, first, end, 3, 3);
-    else
-        NAME(synthesise_image_of)(job, image, first, end, highest0, highest1);
+/* Calls of `kernel` with the numbers of frequencies as constants where they are usual. */
+#define DISPATCH(kernel)                                                                                               \
+    int64_t highest0 = job->tiling->highest[0], highest1 = job->tiling->highest[1];                                    \
+    if (highest0 == 2 && highest1 == 2)                                                                                \
+        NAME(kernel)(job, image, p, first, end, 2, 2);                                                                 \
+    else if (highest0 == 3 && highest1 == 3)                                                                           \
+        NAME(kernel)(job, image, p, first, end, 3, 3);                                                                 \
+    else                                                                                                               \
+        NAME(kernel)(job, image, p, first, end, highest0, highest1);
+
+TARGET static void NAME(analyse_row)(const tile_job *job, int64_t image, int64_t p, int64_t first, int64_t end) {
+    DISPATCH(analyse_row_of)
 }
 
-static const tile_version NAME(version) = {NAME(analyse_row), NAME(synthesise_image)};
+TARGET static void NAME(synthesise_row)(const tile_job *job, int64_t image, int64_t p, int64_t first, int64_t end) {
+    DISPATCH(synthesise_row_of)
+}
+
+#undef DISPATCH
+
+static const tile_version NAME(version) = {LANES, NAME(analyse_row), NAME(synthesise_row), NAME(multiply)};

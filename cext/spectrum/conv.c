@@ -1,0 +1,276 @@
+/* The backward pass of a convolution by low frequencies. Images are taken in slabs, whose spectra are found once; then each
+ * piece of work forms the gradient of the input for one panel of channels, band by band, and that of the weight for some
+ * pairs of channels. Spectrum of the weight, products and their sums belong to a panel, and never exist as a whole. */
+#include "common.h"
+#include "parallel.h"
+
+#include <string.h>
+
+enum {
+    /* Channels of a panel: whole vectors of every instruction set. */
+    PANEL = 64,
+    MOST_LANES = 16,
+    /* Output channels whose gradient of the weight is formed at a time: their sums of products stay in cache. */
+    OUTPUTS = 32,
+    /* Points of a product that are summed up at a time, so that both factors stay in the first cache. */
+    INNER = 128,
+};
+
+typedef struct {
+    const tile_version *version;
+    const fe_spectral_conv *conv;
+    fe_division division;
+    /* The slab, and its spectra of gradient and input. */
+    int64_t first_image, images;
+    float *of_grad, *of_x, *scratch;
+    int64_t piece_floats;
+} conv_work;
+
+/* A panel's channels. */
+typedef struct {
+    int64_t first, end, width;
+} panel;
+
+static int64_t panels_of(int64_t channels) { return (channels + PANEL - 1) / PANEL; }
+
+static panel panel_of(const conv_work *work, int64_t channels, int64_t i) {
+    int64_t first = i * PANEL, end = first + PANEL < channels ? first + PANEL : channels, lanes = work->version->lanes;
+    return (panel){first, end, (end - first + lanes - 1) / lanes * lanes};
+}
+
+static int64_t padded(int64_t channels) { return (channels + MOST_LANES - 1) / MOST_LANES * MOST_LANES; }
+static int64_t rows_of(const conv_work *work) { return 1 + 3 * work->conv->x->frequencies; }
+static int64_t points_of(const fe_tiling *tiling) { return tiling->tiles[0] * tiling->tiles[1]; }
+static int64_t slab_points(const conv_work *work) { return work->division.slab_images * points_of(work->conv->x); }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* A panel of the slab's spectra. */
+static float *spectra_of(const conv_work *work, float *spectra, panel of) {
+    return spectra + of.first * rows_of(work) * slab_points(work);
+}
+
+/* Floats of the slab's spectra, and those that each piece has for itself: a panel of the weight's spectrum and products of a
+ * band, or products of pairs of channels; and some taps. */
+static int scratch_floats(const fe_spectral_conv *conv, fe_division division, int64_t *shared, int64_t *own) {
+    int64_t rows = 1 + 3 * conv->x->frequencies, outputs = padded(conv->y->channels), inputs = padded(conv->x->channels);
+    int64_t points, band, taps = conv->taps->height * conv->taps->width * OUTPUTS;
+    return !__builtin_mul_overflow(points_of(conv->x), division.slab_images, &points) &&
+           !__builtin_mul_overflow(points, outputs + inputs, shared) && !__builtin_mul_overflow(*shared, rows, shared) &&
+           !__builtin_mul_overflow(conv->x->tiles[1], division.band_rows, &band) &&
+           !__builtin_add_overflow(band, outputs + OUTPUTS, own) && !__builtin_mul_overflow(*own, rows, own) &&
+           !__builtin_add_overflow(*own, taps, own) && !__builtin_mul_overflow(*own, PANEL, own);
+}
+
+int64_t fe_spectral_scratch(const fe_spectral_conv *conv, fe_division division) {
+    int64_t shared, all;
+    if (!scratch_floats(conv, division, &shared, &all) || __builtin_mul_overflow(all, division.pieces, &all) ||
+        __builtin_add_overflow(all, shared, &all) || all > INT64_MAX / (int64_t)sizeof(float))
+        return -1;
+    return all;
+}
+
+/* Lays the saved spectra of a row of windows out in panels, with the differences of both parts. */
+static void pack_row(const conv_work *work, int64_t first_point) {
+    const fe_tiling *x = work->conv->x;
+    const int64_t kept = x->frequencies, channels = x->channels, points = slab_points(work);
+    const int64_t a_row = x->images * points_of(x) * channels, local = first_point - work->first_image * points_of(x);
+    for (int64_t i = 0; i < panels_of(channels); i++) {
+        panel of = panel_of(work, channels, i);
+        float *out = spectra_of(work, work->of_x, of) + local * of.width;
+        for (int64_t row = 0; row < rows_of(work); row++)
+            for (int64_t q = 0; q < x->tiles[1]; q++) {
+                float *to = out + (row * points + q) * of.width;
+                const float *from = work->conv->spectra + (first_point + q) * channels + of.first;
+                const float *real = from + (row - 2 * kept) * a_row, *imaginary = real + kept * a_row;
+                for (int64_t c = 0; c < of.end - of.first; c++)
+                    to[c] = row > 2 * kept ? imaginary[c] - real[c] : from[row * a_row + c];
+                for (int64_t c = of.end - of.first; c < of.width; c++)
+                    to[c] = 0.0f;
+            }
+    }
+}
+
+static void find_spectra(int64_t first, int64_t last, void *context) {
+    const conv_work *work = context;
+    const fe_spectral_conv *conv = work->conv;
+    const fe_tiling *y = conv->y;
+    /* A frequency stands for its opposite, too; the constant does not. */
+    const float part = 2.0f / (float)conv->cells;
+    for (int64_t i = first; i < last; i++) {
+        int64_t image = work->first_image + i / y->tiles[0], p = i % y->tiles[0];
+        for (int64_t j = 0; j < panels_of(y->channels); j++) {
+            panel of = panel_of(work, y->channels, j);
+            tile_job job = {.tiling = y,
+                            .map = conv->grad,
+                            .spectra = spectra_of(work, work->of_grad, of),
+                            .rows = {of.width, slab_points(work), work->first_image * points_of(y)},
+                            .sums = 1,
+                            .constant_scale = 0.5f * part,
+                            .scale = part};
+            work->version->analyse_row(&job, image, p, of.first, of.end);
+        }
+        if (conv->grad_weight)
+            pack_row(work, (image * y->tiles[0] + p) * y->tiles[1]);
+    }
+}
+
+/* The taps of some outputs and a panel of inputs, inputs innermost: copied to `taps` and back where they are not. */
+static void copy_taps(const conv_work *work, float *taps, float *weight, int64_t first, int64_t last, panel of, int back) {
+    const fe_tiling *cut = work->conv->taps;
+    const int64_t area = cut->height * cut->width, inputs = of.end - of.first;
+    for (int64_t o = first; o < last; o++) {
+        float *pairs = weight + (o * cut->channels + of.first) * area, *to = taps + (o - first) * area * inputs;
+        for (int64_t i = 0; i < inputs; i++)
+            for (int64_t t = 0; t < area; t++)
+                if (back)
+                    pairs[i * area + t] += to[t * inputs + i];
+                else
+                    to[t * inputs + i] = pairs[i * area + t];
+    }
+}
+
+/* The spectrum of a panel of the weight, (row, output, input). */
+static void find_weight_spectrum(const conv_work *work, float *spectrum, float *taps, panel of) {
+    const fe_spectral_conv *conv = work->conv;
+    const int64_t outputs = conv->taps->images;
+    tile_job job = {.tiling = conv->taps,
+                    .map = conv->weight,
+                    .spectra = spectrum,
+                    .rows = {of.width, outputs, 0},
+                    .sums = 1,
+                    .constant_scale = 1.0f,
+                    .scale = 1.0f};
+    if (conv->inputs_innermost) {
+        for (int64_t o = 0; o < outputs; o++)
+            work->version->analyse_row(&job, o, 0, of.first, of.end);
+        return;
+    }
+    fe_tiling few = *conv->taps;
+    few.channels = of.end - of.first;
+    job.tiling = &few;
+    job.map = taps;
+    for (int64_t first = 0; first < outputs; first += OUTPUTS) {
+        int64_t last = smaller(first + OUTPUTS, outputs);
+        copy_taps(work, taps, (float *)(uintptr_t)conv->weight, first, last, of, 0);
+        job.spectra = spectrum + first * of.width;
+        for (int64_t o = 0; o < last - first; o++)
+            work->version->analyse_row(&job, o, 0, 0, few.channels);
+    }
+}
+
+/* The rows of windows [first, last), whose products go into one panel of grad_x. */
+static void form_band(const conv_work *work, const float *spectrum, float *products, panel of, int64_t first, int64_t last) {
+    const fe_spectral_conv *conv = work->conv;
+    const int64_t columns = conv->x->tiles[1], rows = rows_of(work), outputs = conv->y->channels;
+    const int64_t points = (last - first) * columns, begin = first * columns, slab = work->first_image * points_of(conv->x);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < panels_of(outputs); i++) {
+            panel from = panel_of(work, outputs, i);
+            const float *a = spectra_of(work, work->of_grad, from) + (row * slab_points(work) + begin - slab) * from.width;
+            work->version->multiply(products + row * points * of.width, of.width, a, from.width, 1,
+                                    spectrum + (row * outputs + from.first) * of.width, of.width, points,
+                                    from.end - from.first, of.width, i > 0);
+        }
+    tile_job job = {.tiling = conv->x, .products = products, .out = conv->grad_x, .rows = {of.width, points, begin}};
+    for (int64_t row = first; row < last; row++)
+        work->version->synthesise_row(&job, row / conv->x->tiles[0], row % conv->x->tiles[0], of.first, of.end);
+}
+
+/* How many groups images are divided into, so that panels and groups are as many as pieces, or a multiple. */
+static int64_t groups_of(const conv_work *work) {
+    int64_t panels = panels_of(work->conv->x->channels), groups = 1;
+    while (groups < work->images && panels * groups % work->division.pieces != 0)
+        groups++;
+    return groups;
+}
+
+static void form_grad_x(int64_t first, int64_t last, void *context) {
+    const conv_work *work = context;
+    const fe_tiling *x = work->conv->x;
+    const int64_t groups = groups_of(work), units = panels_of(x->channels) * groups, pieces = work->division.pieces;
+    for (int64_t piece = first; piece < last; piece++) {
+        float *spectrum = work->scratch + piece * work->piece_floats;
+        float *taps = spectrum + rows_of(work) * work->conv->y->channels * PANEL;
+        int64_t begin = units * piece / pieces, end = units * (piece + 1) / pieces;
+        for (int64_t unit = begin; unit < end; unit++) {
+            panel of = panel_of(work, x->channels, unit / groups);
+            int64_t group = unit % groups, step = work->division.band_rows;
+            if (unit == begin || group == 0)
+                find_weight_spectrum(work, spectrum, taps, of);
+            int64_t image = work->first_image + work->images * group / groups;
+            int64_t past = work->first_image + work->images * (group + 1) / groups;
+            for (int64_t i = image; i < past; i++)
+                fe_clear_channels(work->conv->grad_x, x, i, of.first, of.end);
+            for (int64_t row = image * x->tiles[0]; row < past * x->tiles[0]; row += step)
+                form_band(work, spectrum, taps, of, row, smaller(row + step, past * x->tiles[0]));
+        }
+    }
+}
+
+/* Some outputs' gradient of the weight for one panel of inputs. */
+static void form_pairs(const conv_work *work, float *gram, int64_t first, int64_t last, panel of) {
+    const fe_spectral_conv *conv = work->conv;
+    const int64_t rows = rows_of(work), points = work->images * points_of(conv->x), stride = slab_points(work);
+    float *taps = gram + rows * OUTPUTS * PANEL;
+    panel from = panel_of(work, conv->y->channels, first / PANEL);
+    const float *grad = spectra_of(work, work->of_grad, from) + first - from.first, *x = spectra_of(work, work->of_x, of);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t k = 0; k < points; k += INNER)
+            work->version->multiply(gram + row * OUTPUTS * of.width, of.width, grad + (row * stride + k) * from.width, 1,
+                                    from.width, x + (row * stride + k) * of.width, of.width, last - first,
+                                    smaller(INNER, points - k), of.width, k > 0);
+    tile_job job = {.tiling = conv->taps,
+                    .products = gram,
+                    .out = conv->grad_weight,
+                    .rows = {of.width, OUTPUTS, first},
+                    .conjugate = 1};
+    if (conv->inputs_innermost) {
+        for (int64_t o = first; o < last; o++)
+            work->version->synthesise_row(&job, o, 0, of.first, of.end);
+        return;
+    }
+    fe_tiling few = *conv->taps;
+    few.channels = of.end - of.first;
+    job.tiling = &few;
+    job.out = taps;
+    job.rows.first = 0;
+    memset(taps, 0, (size_t)((last - first) * few.height * few.width * few.channels) * sizeof *taps);
+    for (int64_t o = 0; o < last - first; o++)
+        work->version->synthesise_row(&job, o, 0, 0, few.channels);
+    copy_taps(work, taps, conv->grad_weight, first, last, of, 1);
+}
+
+static void form_grad_weight(int64_t first, int64_t last, void *context) {
+    const conv_work *work = context;
+    const int64_t inputs = work->conv->x->channels, outputs = work->conv->y->channels;
+    const int64_t blocks = (outputs + OUTPUTS - 1) / OUTPUTS, units = panels_of(inputs) * blocks;
+    for (int64_t piece = first; piece < last; piece++) {
+        float *gram = work->scratch + piece * work->piece_floats;
+        for (int64_t unit = units * piece / work->division.pieces; unit < units * (piece + 1) / work->division.pieces; unit++) {
+            int64_t begin = unit % blocks * OUTPUTS;
+            form_pairs(work, gram, begin, smaller(begin + OUTPUTS, outputs), panel_of(work, inputs, unit / blocks));
+        }
+    }
+}
+
+int fe_spectral_backward(fe_isa ceiling, const fe_spectral_conv *conv, fe_division division, float *scratch) {
+    conv_work work = {.version = fe_tile_version(ceiling), .conv = conv, .division = division, .of_grad = scratch};
+    int64_t shared = 0;
+    scratch_floats(conv, division, &shared, &work.piece_floats);
+    work.of_x = scratch + rows_of(&work) * slab_points(&work) * padded(conv->y->channels);
+    work.scratch = scratch + shared;
+    int error = 0;
+    if (conv->grad_weight)
+        memset(conv->grad_weight, 0,
+               (size_t)(conv->taps->images * conv->taps->height * conv->taps->width * conv->taps->channels) * sizeof(float));
+    for (int64_t image = 0; image < conv->x->images && !error; image += division.slab_images) {
+        work.first_image = image;
+        work.images = smaller(division.slab_images, conv->x->images - image);
+        error = fe_parallel_for(work.images * conv->y->tiles[0], work.division.pieces > 1 ? 1 : INT64_MAX, find_spectra, &work);
+        if (!error && conv->grad_x)
+            error = fe_parallel_for(division.pieces, 1, form_grad_x, &work);
+        if (!error && conv->grad_weight)
+            error = fe_parallel_for(division.pieces, 1, form_grad_weight, &work);
+    }
+    return error;
+}
