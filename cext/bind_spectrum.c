@@ -99,12 +99,15 @@ static int same_windows(const fe_tiling *a, const fe_tiling *b) {
     return a->images == b->images && a->tiles[0] == b->tiles[0] && a->tiles[1] == b->tiles[1];
 }
 
+static int same_frequencies(const fe_tiling *a, const fe_tiling *b) {
+    return a->frequencies == b->frequencies && a->highest[0] == b->highest[0] && a->highest[1] == b->highest[1] &&
+           memcmp(a->waves_of, b->waves_of, 2 * (size_t)a->frequencies) == 0;
+}
+
 /* Whether the tilings are those of a convolution's gradient, input and weight. */
 static int belong_together(const fe_tiling *y, const fe_tiling *x, const fe_tiling *taps) {
-    size_t frequencies = (size_t)x->frequencies;
-    return same_windows(y, x) && taps->images == y->channels && taps->channels == x->channels && taps->tiles[0] == 1 &&
-           taps->tiles[1] == 1 && y->frequencies == x->frequencies && taps->frequencies == x->frequencies &&
-           memcmp(y->waves_of, x->waves_of, 2 * frequencies) == 0 && memcmp(taps->waves_of, x->waves_of, 2 * frequencies) == 0;
+    return same_windows(y, x) && same_frequencies(y, x) && same_frequencies(taps, x) && taps->images == y->channels &&
+           taps->channels == x->channels && taps->tiles[0] == 1 && taps->tiles[1] == 1;
 }
 
 PyDoc_STRVAR(spectral_doc, "spectral_backward(isa, grad_x, grad_weight, grad, spectra, weight, scratch, scratch_floats, pieces, "

@@ -4,12 +4,12 @@
 #include "common.h"
 #include "parallel.h"
 
-#include <string.h>
-
 enum {
     /* Channels of a panel: whole vectors of every instruction set. */
     PANEL = 64,
     MOST_LANES = 16,
+    /* Floats between rows: without them, rows that are powers of two apart would meet in the same few lines of a cache. */
+    GAP = 16,
     /* Output channels whose gradient of the weight is formed at a time: their sums of products stay in cache. */
     OUTPUTS = 32,
     /* Points of a product that are summed up at a time, so that both factors stay in the first cache. */
@@ -19,6 +19,8 @@ enum {
 typedef struct {
     const tile_version *version;
     const fe_spectral_conv *conv;
+    /* Of gradient, input and weight, whose frequencies are the same. */
+    wave_slots slots[MOST_FREQUENCIES];
     fe_division division;
     /* The slab, and its spectra of gradient and input. */
     int64_t first_image, images;
@@ -26,16 +28,16 @@ typedef struct {
     int64_t piece_floats;
 } conv_work;
 
-/* A panel's channels. */
+/* A panel's channels, and how many panels come before it. */
 typedef struct {
-    int64_t first, end, width;
+    int64_t first, end, width, number;
 } panel;
 
 static int64_t panels_of(int64_t channels) { return (channels + PANEL - 1) / PANEL; }
 
 static panel panel_of(const conv_work *work, int64_t channels, int64_t i) {
     int64_t first = i * PANEL, end = first + PANEL < channels ? first + PANEL : channels, lanes = work->version->lanes;
-    return (panel){first, end, (end - first + lanes - 1) / lanes * lanes};
+    return (panel){first, end, (end - first + lanes - 1) / lanes * lanes, i};
 }
 
 static int64_t padded(int64_t channels) { return (channels + MOST_LANES - 1) / MOST_LANES * MOST_LANES; }
@@ -44,9 +46,12 @@ static int64_t points_of(const fe_tiling *tiling) { return tiling->tiles[0] * ti
 static int64_t slab_points(const conv_work *work) { return work->division.slab_images * points_of(work->conv->x); }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* From one row of a panel to the next, which hold so many points. */
+static int64_t stride_of(panel of, int64_t points) { return of.width * points + GAP; }
+
 /* A panel of the slab's spectra. */
 static float *spectra_of(const conv_work *work, float *spectra, panel of) {
-    return spectra + of.first * rows_of(work) * slab_points(work);
+    return spectra + rows_of(work) * (of.first * slab_points(work) + of.number * GAP);
 }
 
 /* Floats of the slab's spectra, and those that each piece has for itself: a panel of the weight's spectrum and products of a
@@ -54,10 +59,12 @@ static float *spectra_of(const conv_work *work, float *spectra, panel of) {
 static int scratch_floats(const fe_spectral_conv *conv, fe_division division, int64_t *shared, int64_t *own) {
     int64_t rows = 1 + 3 * conv->x->frequencies, outputs = padded(conv->y->channels), inputs = padded(conv->x->channels);
     int64_t points, band, taps = conv->taps->height * conv->taps->width * OUTPUTS;
+    int64_t gaps = GAP * (panels_of(outputs) + panels_of(inputs));
     return !__builtin_mul_overflow(points_of(conv->x), division.slab_images, &points) &&
-           !__builtin_mul_overflow(points, outputs + inputs, shared) && !__builtin_mul_overflow(*shared, rows, shared) &&
+           !__builtin_mul_overflow(points, outputs + inputs, shared) && !__builtin_add_overflow(*shared, gaps, shared) &&
+           !__builtin_mul_overflow(*shared, rows, shared) &&
            !__builtin_mul_overflow(conv->x->tiles[1], division.band_rows, &band) &&
-           !__builtin_add_overflow(band, outputs + OUTPUTS, own) && !__builtin_mul_overflow(*own, rows, own) &&
+           !__builtin_add_overflow(band, outputs + OUTPUTS + 1, own) && !__builtin_mul_overflow(*own, rows, own) &&
            !__builtin_add_overflow(*own, taps, own) && !__builtin_mul_overflow(*own, PANEL, own);
 }
 
@@ -72,14 +79,15 @@ int64_t fe_spectral_scratch(const fe_spectral_conv *conv, fe_division division) 
 /* Lays the saved spectra of a row of windows out in panels, with the differences of both parts. */
 static void pack_row(const conv_work *work, int64_t first_point) {
     const fe_tiling *x = work->conv->x;
-    const int64_t kept = x->frequencies, channels = x->channels, points = slab_points(work);
+    const int64_t kept = x->frequencies, channels = x->channels;
     const int64_t a_row = x->images * points_of(x) * channels, local = first_point - work->first_image * points_of(x);
     for (int64_t i = 0; i < panels_of(channels); i++) {
         panel of = panel_of(work, channels, i);
         float *out = spectra_of(work, work->of_x, of) + local * of.width;
+        const int64_t stride = stride_of(of, slab_points(work));
         for (int64_t row = 0; row < rows_of(work); row++)
             for (int64_t q = 0; q < x->tiles[1]; q++) {
-                float *to = out + (row * points + q) * of.width;
+                float *to = out + row * stride + q * of.width;
                 const float *from = work->conv->spectra + (first_point + q) * channels + of.first;
                 const float *real = from + (row - 2 * kept) * a_row, *imaginary = real + kept * a_row;
                 for (int64_t c = 0; c < of.end - of.first; c++)
@@ -101,9 +109,10 @@ static void find_spectra(int64_t first, int64_t last, void *context) {
         for (int64_t j = 0; j < panels_of(y->channels); j++) {
             panel of = panel_of(work, y->channels, j);
             tile_job job = {.tiling = y,
+                            .slots = work->slots,
                             .map = conv->grad,
                             .spectra = spectra_of(work, work->of_grad, of),
-                            .rows = {of.width, slab_points(work), work->first_image * points_of(y)},
+                            .rows = {of.width, stride_of(of, slab_points(work)), work->first_image * points_of(y)},
                             .sums = 1,
                             .constant_scale = 0.5f * part,
                             .scale = part};
@@ -123,7 +132,7 @@ static void copy_taps(const conv_work *work, float *taps, float *weight, int64_t
         for (int64_t i = 0; i < inputs; i++)
             for (int64_t t = 0; t < area; t++)
                 if (back)
-                    pairs[i * area + t] += to[t * inputs + i];
+                    pairs[i * area + t] = to[t * inputs + i] + (work->first_image > 0 ? pairs[i * area + t] : 0.0f);
                 else
                     to[t * inputs + i] = pairs[i * area + t];
     }
@@ -134,9 +143,10 @@ static void find_weight_spectrum(const conv_work *work, float *spectrum, float *
     const fe_spectral_conv *conv = work->conv;
     const int64_t outputs = conv->taps->images;
     tile_job job = {.tiling = conv->taps,
+                    .slots = work->slots,
                     .map = conv->weight,
                     .spectra = spectrum,
-                    .rows = {of.width, outputs, 0},
+                    .rows = {of.width, stride_of(of, outputs), 0},
                     .sums = 1,
                     .constant_scale = 1.0f,
                     .scale = 1.0f};
@@ -166,14 +176,24 @@ static void form_band(const conv_work *work, const float *spectrum, float *produ
     for (int64_t row = 0; row < rows; row++)
         for (int64_t i = 0; i < panels_of(outputs); i++) {
             panel from = panel_of(work, outputs, i);
-            const float *a = spectra_of(work, work->of_grad, from) + (row * slab_points(work) + begin - slab) * from.width;
-            work->version->multiply(products + row * points * of.width, of.width, a, from.width, 1,
-                                    spectrum + (row * outputs + from.first) * of.width, of.width, points,
+            const float *a = spectra_of(work, work->of_grad, from) + row * stride_of(from, slab_points(work)) +
+                             (begin - slab) * from.width;
+            work->version->multiply(products + row * stride_of(of, points), of.width, a, from.width, 1,
+                                    spectrum + row * stride_of(of, outputs) + from.first * of.width, of.width, points,
                                     from.end - from.first, of.width, i > 0);
         }
-    tile_job job = {.tiling = conv->x, .products = products, .out = conv->grad_x, .rows = {of.width, points, begin}};
-    for (int64_t row = first; row < last; row++)
-        work->version->synthesise_row(&job, row / conv->x->tiles[0], row % conv->x->tiles[0], of.first, of.end);
+    tile_job job = {.tiling = conv->x,
+                    .slots = work->slots,
+                    .products = products,
+                    .out = conv->grad_x,
+                    .rows = {of.width, stride_of(of, points), begin},
+                    .adds = !fe_covers_map(conv->x)};
+    for (int64_t row = first; row < last; row++) {
+        int64_t image = row / conv->x->tiles[0], p = row % conv->x->tiles[0];
+        if (job.adds && p == 0)
+            fe_clear_channels(conv->grad_x, conv->x, image, of.first, of.end);
+        work->version->synthesise_row(&job, image, p, of.first, of.end);
+    }
 }
 
 /* How many groups images are divided into, so that panels and groups are as many as pieces, or a multiple. */
@@ -190,7 +210,7 @@ static void form_grad_x(int64_t first, int64_t last, void *context) {
     const int64_t groups = groups_of(work), units = panels_of(x->channels) * groups, pieces = work->division.pieces;
     for (int64_t piece = first; piece < last; piece++) {
         float *spectrum = work->scratch + piece * work->piece_floats;
-        float *taps = spectrum + rows_of(work) * work->conv->y->channels * PANEL;
+        float *taps = spectrum + rows_of(work) * (work->conv->y->channels * PANEL + GAP);
         int64_t begin = units * piece / pieces, end = units * (piece + 1) / pieces;
         for (int64_t unit = begin; unit < end; unit++) {
             panel of = panel_of(work, x->channels, unit / groups);
@@ -199,8 +219,6 @@ static void form_grad_x(int64_t first, int64_t last, void *context) {
                 find_weight_spectrum(work, spectrum, taps, of);
             int64_t image = work->first_image + work->images * group / groups;
             int64_t past = work->first_image + work->images * (group + 1) / groups;
-            for (int64_t i = image; i < past; i++)
-                fe_clear_channels(work->conv->grad_x, x, i, of.first, of.end);
             for (int64_t row = image * x->tiles[0]; row < past * x->tiles[0]; row += step)
                 form_band(work, spectrum, taps, of, row, smaller(row + step, past * x->tiles[0]));
         }
@@ -210,20 +228,23 @@ static void form_grad_x(int64_t first, int64_t last, void *context) {
 /* Some outputs' gradient of the weight for one panel of inputs. */
 static void form_pairs(const conv_work *work, float *gram, int64_t first, int64_t last, panel of) {
     const fe_spectral_conv *conv = work->conv;
-    const int64_t rows = rows_of(work), points = work->images * points_of(conv->x), stride = slab_points(work);
-    float *taps = gram + rows * OUTPUTS * PANEL;
+    const int64_t rows = rows_of(work), points = work->images * points_of(conv->x);
     panel from = panel_of(work, conv->y->channels, first / PANEL);
+    const int64_t of_grad = stride_of(from, slab_points(work)), of_x = stride_of(of, slab_points(work));
+    float *taps = gram + rows * (OUTPUTS * PANEL + GAP);
     const float *grad = spectra_of(work, work->of_grad, from) + first - from.first, *x = spectra_of(work, work->of_x, of);
     for (int64_t row = 0; row < rows; row++)
         for (int64_t k = 0; k < points; k += INNER)
-            work->version->multiply(gram + row * OUTPUTS * of.width, of.width, grad + (row * stride + k) * from.width, 1,
-                                    from.width, x + (row * stride + k) * of.width, of.width, last - first,
+            work->version->multiply(gram + row * stride_of(of, OUTPUTS), of.width, grad + row * of_grad + k * from.width, 1,
+                                    from.width, x + row * of_x + k * of.width, of.width, last - first,
                                     smaller(INNER, points - k), of.width, k > 0);
     tile_job job = {.tiling = conv->taps,
+                    .slots = work->slots,
                     .products = gram,
                     .out = conv->grad_weight,
-                    .rows = {of.width, OUTPUTS, first},
-                    .conjugate = 1};
+                    .rows = {of.width, stride_of(of, OUTPUTS), first},
+                    .conjugate = 1,
+                    .adds = work->first_image > 0};
     if (conv->inputs_innermost) {
         for (int64_t o = first; o < last; o++)
             work->version->synthesise_row(&job, o, 0, of.first, of.end);
@@ -234,7 +255,7 @@ static void form_pairs(const conv_work *work, float *gram, int64_t first, int64_
     job.tiling = &few;
     job.out = taps;
     job.rows.first = 0;
-    memset(taps, 0, (size_t)((last - first) * few.height * few.width * few.channels) * sizeof *taps);
+    job.adds = 0;
     for (int64_t o = 0; o < last - first; o++)
         work->version->synthesise_row(&job, o, 0, 0, few.channels);
     copy_taps(work, taps, conv->grad_weight, first, last, of, 1);
@@ -257,12 +278,11 @@ int fe_spectral_backward(fe_isa ceiling, const fe_spectral_conv *conv, fe_divisi
     conv_work work = {.version = fe_tile_version(ceiling), .conv = conv, .division = division, .of_grad = scratch};
     int64_t shared = 0;
     scratch_floats(conv, division, &shared, &work.piece_floats);
-    work.of_x = scratch + rows_of(&work) * slab_points(&work) * padded(conv->y->channels);
+    work.of_x = scratch + rows_of(&work) * (slab_points(&work) * padded(conv->y->channels) +
+                                        GAP * panels_of(conv->y->channels));
     work.scratch = scratch + shared;
     int error = 0;
-    if (conv->grad_weight)
-        memset(conv->grad_weight, 0,
-               (size_t)(conv->taps->images * conv->taps->height * conv->taps->width * conv->taps->channels) * sizeof(float));
+    fe_find_slots(work.slots, conv->x);
     for (int64_t image = 0; image < conv->x->images && !error; image += division.slab_images) {
         work.first_image = image;
         work.images = smaller(division.slab_images, conv->x->images - image);

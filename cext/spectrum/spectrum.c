@@ -89,17 +89,34 @@ int fe_tiling_is_valid(const fe_tiling *tiling) {
     const int64_t map[] = {tiling->images, tiling->channels, tiling->height, tiling->width};
     const int64_t spectra[] = {1 + 3 * tiling->frequencies, tiling->images, tiling->channels, tiling->tiles[0],
                                tiling->tiles[1]};
-    return tiling->frequencies >= 0 && tiling->frequencies <= DOFS * DOFS && axis_is_valid(tiling, 0) &&
+    return tiling->frequencies >= 0 && tiling->frequencies <= MOST_FREQUENCIES && axis_is_valid(tiling, 0) &&
            axis_is_valid(tiling, 1) && product_fits(map, 4) && product_fits(spectra, 5);
 }
 
 typedef struct {
     tile_job job;
     const tile_version *version;
+    wave_slots slots[MOST_FREQUENCIES];
 } tile_work;
 
+void fe_find_slots(wave_slots *slots, const fe_tiling *tiling) {
+    short sine_rows = (short)(tiling->highest[0] * DOFS), sine_columns = (short)tiling->highest[1];
+    for (int64_t k = 0; k < tiling->frequencies; k++) {
+        short f = tiling->waves_of[2 * k], g = tiling->waves_of[2 * k + 1], other = g < 0 ? -g : g;
+        short both = (short)(f * DOFS + other);
+        slots[k] = (wave_slots){
+            .cosine_cosine = both,
+            .sine_cosine = f ? (short)(both + sine_rows) : NO_SLOT,
+            .cosine_sine = g ? (short)(both + sine_columns) : NO_SLOT,
+            .sine_sine = f && g ? (short)(both + sine_rows + sine_columns) : NO_SLOT,
+            .sign = g < 0 ? -1.0f : 1.0f,
+        };
+    }
+}
+
 static row_layout all_rows(const fe_tiling *tiling) {
-    return (row_layout){tiling->channels, tiling->images * tiling->tiles[0] * tiling->tiles[1], 0};
+    int64_t points = tiling->images * tiling->tiles[0] * tiling->tiles[1];
+    return (row_layout){.width = tiling->channels, .stride = points * tiling->channels};
 }
 
 static void analyse_rows(int64_t first, int64_t last, void *context) {
@@ -121,19 +138,24 @@ int fe_analyse(fe_isa ceiling, float *out, const float *map, const fe_tiling *ti
         .version = fe_tile_version(ceiling),
     };
     int64_t floats = tiling->window[0] * tiling->width * tiling->channels;
+    work.job.slots = work.slots;
+    fe_find_slots(work.slots, tiling);
     return fe_parallel_for(tiling->images * tiling->tiles[0], GRAIN / (floats + 1) + 1, analyse_rows, &work);
 }
 
 static int64_t blocks_of(const fe_tiling *tiling) { return (tiling->channels + CHANNELS - 1) / CHANNELS; }
 
+int fe_covers_map(const fe_tiling *tiling) {
+    for (int axis = 0; axis < 2; axis++)
+        if (tiling->step[axis] > tiling->window[axis] || tiling->offset[axis] < 0 ||
+            first_cell(tiling, axis, tiling->tiles[axis] - 1) + tiling->window[axis] < (axis ? tiling->width : tiling->height))
+            return 0;
+    return 1;
+}
+
 void fe_clear_channels(float *map, const fe_tiling *tiling, int64_t image, int64_t first, int64_t end) {
     int64_t cells = tiling->height * tiling->width, channels = tiling->channels;
-    map += image * cells * channels;
-    if (end - first == channels) {
-        memset(map, 0, (size_t)(cells * channels) * sizeof *map);
-        return;
-    }
-    for (int64_t cell = 0; cell < cells; cell++)
+    for (int64_t cell = image * cells; cell < (image + 1) * cells; cell++)
         memset(map + cell * channels + first, 0, (size_t)(end - first) * sizeof *map);
 }
 
@@ -146,7 +168,8 @@ static void synthesise_blocks(int64_t first, int64_t last, void *context) {
         int64_t end = begin + CHANNELS < channels ? begin + CHANNELS : channels;
         tile_job job = work->job;
         job.products += begin;
-        fe_clear_channels(job.out, tiling, image, begin, end);
+        if (job.adds)
+            fe_clear_channels(job.out, tiling, image, begin, end);
         for (int64_t p = 0; p < tiling->tiles[0]; p++)
             work->version->synthesise_row(&job, image, p, begin, end);
     }
@@ -154,9 +177,15 @@ static void synthesise_blocks(int64_t first, int64_t last, void *context) {
 
 int fe_synthesise(fe_isa ceiling, float *map, const float *products, const fe_tiling *tiling) {
     tile_work work = {
-        .job = {.tiling = tiling, .products = products, .out = map, .rows = all_rows(tiling)},
+        .job = {.tiling = tiling,
+                .products = products,
+                .out = map,
+                .rows = all_rows(tiling),
+                .adds = !fe_covers_map(tiling)},
         .version = fe_tile_version(ceiling),
     };
     int64_t floats = tiling->height * tiling->width * CHANNELS;
+    work.job.slots = work.slots;
+    fe_find_slots(work.slots, tiling);
     return fe_parallel_for(tiling->images * blocks_of(tiling), GRAIN / (floats + 1) + 1, synthesise_blocks, &work);
 }

@@ -21,8 +21,8 @@ typedef struct {
     int64_t images, channels, height, width;
     int64_t tiles[2], step[2], offset[2], window[2];
     int64_t highest[2];
-    /* Along an axis, with half = (window + 1) / 2: the cosines of the frequencies 0 to `highest` at the first `half` cells of
-     * a window, then the sines of 1 to `highest`. Both are taken about the window's centre, so its other cells have the same
+    /* Along an axis, for each of the first (window + 1) / 2 cells of a window: the cosines of the frequencies 0 to `highest`
+     * there, then the sines of 1 to `highest`. Both are taken about the window's centre, so its other cells have the same
      * cosines and the opposite sines. */
     const float *waves[2];
     /* Beside the constant, so many frequencies are kept, (rows, columns) each: rows from 0, columns of either sign. */

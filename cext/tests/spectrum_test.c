@@ -73,9 +73,10 @@ static void cut(tiles *of, const shape *s) {
         int64_t half = (s->window[axis] + 1) / 2, highest = s->highest[axis];
         for (int64_t h = 0; h < half; h++)
             for (int64_t f = 0; f <= highest; f++) {
-                of->waves[axis][f * half + h] = (float)cos((double)f * place(s, axis, h));
+                float *waves = of->waves[axis] + h * (2 * highest + 1);
+                waves[f] = (float)cos((double)f * place(s, axis, h));
                 if (f)
-                    of->waves[axis][(highest + f) * half + h] = (float)sin((double)f * place(s, axis, h));
+                    waves[highest + f] = (float)sin((double)f * place(s, axis, h));
             }
     }
     int64_t kept = 0;

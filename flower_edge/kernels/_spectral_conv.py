@@ -18,7 +18,8 @@ _SLAB_FLOATS = 1 << 22
 _BAND_POINTS = 32
 # Multiplications that are worth a thread.
 _WORTH_A_THREAD = 5e5
-_PANEL, _OUTPUTS, _LANES = 64, 32, 16
+# Of cext/spectrum/conv.c.
+_PANEL, _OUTPUTS, _LANES, _GAP = 64, 32, 16, 16
 
 
 class Tilings(NamedTuple):
@@ -165,13 +166,15 @@ def _division(cut: Tilings, threads: int) -> _Division:
     outputs, inputs = cut.y.shape[1], cut.x.shape[1]
     rows, images, tiles = 1 + 3 * len(cut.x.frequencies), cut.x.shape[0], cut.x.tiles[0] * cut.x.tiles[1]
     slab_images = min(images, max(1, _SLAB_FLOATS // (rows * tiles * (outputs + inputs))))
-    band_rows = min(slab_images * cut.x.tiles[0], max(1, _BAND_POINTS // cut.x.tiles[1]))
+    points = _BAND_POINTS * min(8, -(-outputs // _PANEL))
+    band_rows = min(slab_images * cut.x.tiles[0], max(1, points // cut.x.tiles[1]))
     operations = 2 * rows * slab_images * tiles * outputs * inputs
     pieces = max(1, min(threads, int(operations / _WORTH_A_THREAD)))
     wide_outputs, wide_inputs = (-(-channels // _LANES) * _LANES for channels in (outputs, inputs))
-    shared = rows * slab_images * tiles * (wide_outputs + wide_inputs)
+    gaps = _GAP * sum(-(-channels // _PANEL) for channels in (outputs, inputs))
+    shared = rows * (slab_images * tiles * (wide_outputs + wide_inputs) + gaps)
     taps = cut.taps.shape[2] * cut.taps.shape[3] * _OUTPUTS
-    own = _PANEL * (rows * (band_rows * cut.x.tiles[1] + wide_outputs + _OUTPUTS) + taps)
+    own = _PANEL * (rows * (band_rows * cut.x.tiles[1] + wide_outputs + _OUTPUTS + 1) + taps)
     # Of few sizes, so that layers share them.
     return _Division(1 << (shared + pieces * own - 1).bit_length(), pieces, slab_images, band_rows)
 
