@@ -12,6 +12,8 @@ enum {
     GAP = 16,
     /* Output channels whose gradient of the weight is formed at a time: their sums of products stay in cache. */
     OUTPUTS = 32,
+    /* So many points are multiplied with a panel of outputs at a time, when there are no more: their products stay in cache. */
+    FEW_POINTS = 64,
     /* Points of a product that are summed up at a time, so that both factors stay in the first cache. */
     INNER = 128,
 };
@@ -58,13 +60,14 @@ static float *spectra_of(const conv_work *work, float *spectra, panel of) {
  * band, or products of pairs of channels; and some taps. */
 static int scratch_floats(const fe_spectral_conv *conv, fe_division division, int64_t *shared, int64_t *own) {
     int64_t rows = 1 + 3 * conv->x->frequencies, outputs = padded(conv->y->channels), inputs = padded(conv->x->channels);
-    int64_t points, band, taps = conv->taps->height * conv->taps->width * OUTPUTS;
+    int64_t points, own_points, taps = conv->taps->height * conv->taps->width * OUTPUTS;
     int64_t gaps = GAP * (panels_of(outputs) + panels_of(inputs));
     return !__builtin_mul_overflow(points_of(conv->x), division.slab_images, &points) &&
            !__builtin_mul_overflow(points, outputs + inputs, shared) && !__builtin_add_overflow(*shared, gaps, shared) &&
            !__builtin_mul_overflow(*shared, rows, shared) &&
-           !__builtin_mul_overflow(conv->x->tiles[1], division.band_rows, &band) &&
-           !__builtin_add_overflow(band, outputs + OUTPUTS + 1, own) && !__builtin_mul_overflow(*own, rows, own) &&
+           !__builtin_mul_overflow(conv->x->tiles[1], division.band_rows, &own_points) &&
+           !__builtin_add_overflow(own_points, panels_of(outputs) * (PANEL + 1) + OUTPUTS + 1, own) &&
+           !__builtin_mul_overflow(*own, rows, own) &&
            !__builtin_add_overflow(*own, taps, own) && !__builtin_mul_overflow(*own, PANEL, own);
 }
 
@@ -138,20 +141,19 @@ static void copy_taps(const conv_work *work, float *taps, float *weight, int64_t
     }
 }
 
-/* The spectrum of a panel of the weight, (row, output, input). */
-static void find_weight_spectrum(const conv_work *work, float *spectrum, float *taps, panel of) {
+/* The spectrum of the weights between two panels, (row, output, input). */
+static void find_weight_spectrum(const conv_work *work, float *spectrum, float *taps, panel from, panel of) {
     const fe_spectral_conv *conv = work->conv;
-    const int64_t outputs = conv->taps->images;
     tile_job job = {.tiling = conv->taps,
                     .slots = work->slots,
                     .map = conv->weight,
                     .spectra = spectrum,
-                    .rows = {of.width, stride_of(of, outputs), 0},
+                    .rows = {of.width, stride_of(of, from.end - from.first), from.first},
                     .sums = 1,
                     .constant_scale = 1.0f,
                     .scale = 1.0f};
     if (conv->inputs_innermost) {
-        for (int64_t o = 0; o < outputs; o++)
+        for (int64_t o = from.first; o < from.end; o++)
             work->version->analyse_row(&job, o, 0, of.first, of.end);
         return;
     }
@@ -159,40 +161,63 @@ static void find_weight_spectrum(const conv_work *work, float *spectrum, float *
     few.channels = of.end - of.first;
     job.tiling = &few;
     job.map = taps;
-    for (int64_t first = 0; first < outputs; first += OUTPUTS) {
-        int64_t last = smaller(first + OUTPUTS, outputs);
+    job.rows.first = 0;
+    for (int64_t first = from.first; first < from.end; first += OUTPUTS) {
+        int64_t last = smaller(first + OUTPUTS, from.end);
         copy_taps(work, taps, (float *)(uintptr_t)conv->weight, first, last, of, 0);
-        job.spectra = spectrum + first * of.width;
+        job.spectra = spectrum + (first - from.first) * of.width;
         for (int64_t o = 0; o < last - first; o++)
             work->version->analyse_row(&job, o, 0, 0, few.channels);
     }
 }
 
-/* The rows of windows [first, last), whose products go into one panel of grad_x. */
-static void form_band(const conv_work *work, const float *spectrum, float *products, panel of, int64_t first, int64_t last) {
-    const fe_spectral_conv *conv = work->conv;
-    const int64_t columns = conv->x->tiles[1], rows = rows_of(work), outputs = conv->y->channels;
-    const int64_t points = (last - first) * columns, begin = first * columns, slab = work->first_image * points_of(conv->x);
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < panels_of(outputs); i++) {
-            panel from = panel_of(work, outputs, i);
-            const float *a = spectra_of(work, work->of_grad, from) + row * stride_of(from, slab_points(work)) +
-                             (begin - slab) * from.width;
-            work->version->multiply(products + row * stride_of(of, points), of.width, a, from.width, 1,
-                                    spectrum + row * stride_of(of, outputs) + from.first * of.width, of.width, points,
-                                    from.end - from.first, of.width, i > 0);
-        }
-    tile_job job = {.tiling = conv->x,
+/* A band: rows of windows whose products for a panel of inputs are formed together. Where it is all that the weight's
+ * spectrum is for, this is found on the way, and else known for all panels of outputs. */
+typedef struct {
+    int64_t first, last;
+    panel of;
+    int is_alone;
+    float *spectrum, *products;
+} band;
+
+static void multiply_row(const conv_work *work, const band *b, int64_t row, panel from, const float *spectrum) {
+    const int64_t columns = work->conv->x->tiles[1], points = (b->last - b->first) * columns;
+    const int64_t local = b->first * columns - work->first_image * points_of(work->conv->x), outputs = from.end - from.first;
+    const float *grad = spectra_of(work, work->of_grad, from) + row * stride_of(from, slab_points(work)) + local * from.width;
+    work->version->multiply(b->products + row * stride_of(b->of, points), b->of.width, grad, from.width, 1,
+                            spectrum + row * stride_of(b->of, outputs), b->of.width, points, outputs, b->of.width,
+                            from.number > 0);
+}
+
+static void form_products(const conv_work *work, const band *b) {
+    const int64_t rows = rows_of(work), panels = panels_of(work->conv->y->channels);
+    for (int64_t i = 0; b->is_alone && i < panels; i++) {
+        panel from = panel_of(work, work->conv->y->channels, i);
+        float *taps = b->products + rows * stride_of(b->of, (b->last - b->first) * work->conv->x->tiles[1]);
+        find_weight_spectrum(work, b->spectrum, taps, from, b->of);
+        for (int64_t row = 0; row < rows; row++)
+            multiply_row(work, b, row, from, b->spectrum);
+    }
+    for (int64_t row = 0; !b->is_alone && row < rows; row++)
+        for (int64_t i = 0; i < panels; i++)
+            multiply_row(work, b, row, panel_of(work, work->conv->y->channels, i),
+                         b->spectrum + i * rows * stride_of(b->of, PANEL));
+}
+
+static void form_band(const conv_work *work, const band *b) {
+    const fe_tiling *x = work->conv->x;
+    form_products(work, b);
+    tile_job job = {.tiling = x,
                     .slots = work->slots,
-                    .products = products,
-                    .out = conv->grad_x,
-                    .rows = {of.width, stride_of(of, points), begin},
-                    .adds = !fe_covers_map(conv->x)};
-    for (int64_t row = first; row < last; row++) {
-        int64_t image = row / conv->x->tiles[0], p = row % conv->x->tiles[0];
+                    .products = b->products,
+                    .out = work->conv->grad_x,
+                    .rows = {b->of.width, stride_of(b->of, (b->last - b->first) * x->tiles[1]), b->first * x->tiles[1]},
+                    .adds = !fe_covers_map(x)};
+    for (int64_t row = b->first; row < b->last; row++) {
+        int64_t image = row / x->tiles[0], p = row % x->tiles[0];
         if (job.adds && p == 0)
-            fe_clear_channels(conv->grad_x, conv->x, image, of.first, of.end);
-        work->version->synthesise_row(&job, image, p, of.first, of.end);
+            fe_clear_channels(job.out, x, image, b->of.first, b->of.end);
+        work->version->synthesise_row(&job, image, p, b->of.first, b->of.end);
     }
 }
 
@@ -204,23 +229,33 @@ static int64_t groups_of(const conv_work *work) {
     return groups;
 }
 
+/* One panel of grad_x for some images, whose rows of windows are [first, last). */
+static void form_panel(const conv_work *work, float *scratch, panel of, int64_t first, int64_t last, int is_new) {
+    const int64_t outputs = work->conv->y->channels, panels = panels_of(outputs), step = work->division.band_rows;
+    const int64_t a_block = rows_of(work) * stride_of(of, PANEL), points = (last - first) * work->conv->x->tiles[1];
+    band b = {.of = of,
+              .is_alone = panels > 1 && last - first <= step && points <= FEW_POINTS,
+              .spectrum = scratch,
+              .products = scratch + panels * rows_of(work) * (PANEL * PANEL + GAP)};
+    for (int64_t i = 0; is_new && !b.is_alone && i < panels; i++)
+        find_weight_spectrum(work, b.spectrum + i * a_block, b.products, panel_of(work, outputs, i), of);
+    for (b.first = first; b.first < last; b.first = b.last) {
+        b.last = smaller(b.first + step, last);
+        form_band(work, &b);
+    }
+}
+
 static void form_grad_x(int64_t first, int64_t last, void *context) {
     const conv_work *work = context;
     const fe_tiling *x = work->conv->x;
     const int64_t groups = groups_of(work), units = panels_of(x->channels) * groups, pieces = work->division.pieces;
     for (int64_t piece = first; piece < last; piece++) {
-        float *spectrum = work->scratch + piece * work->piece_floats;
-        float *taps = spectrum + rows_of(work) * (work->conv->y->channels * PANEL + GAP);
         int64_t begin = units * piece / pieces, end = units * (piece + 1) / pieces;
         for (int64_t unit = begin; unit < end; unit++) {
-            panel of = panel_of(work, x->channels, unit / groups);
-            int64_t group = unit % groups, step = work->division.band_rows;
-            if (unit == begin || group == 0)
-                find_weight_spectrum(work, spectrum, taps, of);
-            int64_t image = work->first_image + work->images * group / groups;
+            int64_t group = unit % groups, image = work->first_image + work->images * group / groups;
             int64_t past = work->first_image + work->images * (group + 1) / groups;
-            for (int64_t row = image * x->tiles[0]; row < past * x->tiles[0]; row += step)
-                form_band(work, spectrum, taps, of, row, smaller(row + step, past * x->tiles[0]));
+            form_panel(work, work->scratch + piece * work->piece_floats, panel_of(work, x->channels, unit / groups),
+                       image * x->tiles[0], past * x->tiles[0], unit == begin || group == 0);
         }
     }
 }

@@ -12,8 +12,9 @@ from flower_edge.kernels._workspace import workspace
 if TYPE_CHECKING:
     import torch
 
-# Spectra of gradient and input that are kept at a time, in floats: what the last cache holds.
-_SLAB_FLOATS = 1 << 22
+# Spectra of gradient and input that are kept at a time, in floats; but of no fewer points, since each slab reads the weight.
+_SLAB_FLOATS = 1 << 20
+_SLAB_POINTS = 128
 # Products of fewer points spend their time on reading the weight's spectrum; those of more leave the cache.
 _BAND_POINTS = 32
 # Multiplications that are worth a thread.
@@ -165,16 +166,16 @@ class _Division(NamedTuple):
 def _division(cut: Tilings, threads: int) -> _Division:
     outputs, inputs = cut.y.shape[1], cut.x.shape[1]
     rows, images, tiles = 1 + 3 * len(cut.x.frequencies), cut.x.shape[0], cut.x.tiles[0] * cut.x.tiles[1]
-    slab_images = min(images, max(1, _SLAB_FLOATS // (rows * tiles * (outputs + inputs))))
-    points = _BAND_POINTS * min(8, -(-outputs // _PANEL))
-    band_rows = min(slab_images * cut.x.tiles[0], max(1, points // cut.x.tiles[1]))
+    points = max(_SLAB_POINTS, _SLAB_FLOATS // (rows * (outputs + inputs)))
+    slab_images = min(images, max(1, points // tiles))
+    panels = -(-outputs // _PANEL)
+    band_rows = min(slab_images * cut.x.tiles[0], max(1, _BAND_POINTS * min(8, panels) // cut.x.tiles[1]))
     operations = 2 * rows * slab_images * tiles * outputs * inputs
     pieces = max(1, min(threads, int(operations / _WORTH_A_THREAD)))
     wide_outputs, wide_inputs = (-(-channels // _LANES) * _LANES for channels in (outputs, inputs))
-    gaps = _GAP * sum(-(-channels // _PANEL) for channels in (outputs, inputs))
-    shared = rows * (slab_images * tiles * (wide_outputs + wide_inputs) + gaps)
+    shared = rows * (slab_images * tiles * (wide_outputs + wide_inputs) + _GAP * (panels + -(-inputs // _PANEL)))
     taps = cut.taps.shape[2] * cut.taps.shape[3] * _OUTPUTS
-    own = _PANEL * (rows * (band_rows * cut.x.tiles[1] + wide_outputs + _OUTPUTS + 1) + taps)
+    own = _PANEL * (rows * (band_rows * cut.x.tiles[1] + panels * (_PANEL + 1) + _OUTPUTS + 1) + taps)
     # Of few sizes, so that layers share them.
     return _Division(1 << (shared + pieces * own - 1).bit_length(), pieces, slab_images, band_rows)
 
