@@ -111,7 +111,7 @@ static int belong_together(const fe_tiling *y, const fe_tiling *x, const fe_tili
 }
 
 PyDoc_STRVAR(spectral_doc, "spectral_backward(isa, grad_x, grad_weight, grad, spectra, weight, scratch, scratch_floats, pieces, "
-                           "slab_images, band_rows, cells, inputs_innermost, *y, *x, *taps)\n\nBoth gradients of a "
+                           "slab_images, band_rows, inputs_innermost, cells, *y, *x, *taps)\n\nBoth gradients of a "
                            "convolution by low frequencies, channels last; grad_x or grad_weight may be 0. Tilings are "
                            "waves along both axes, frequencies and numbers.");
 
@@ -134,8 +134,8 @@ static PyObject *py_spectral_backward(PyObject *module, PyObject *const *args, P
         return NULL;
     int64_t floats = PyLong_AsLongLong(args[7]);
     fe_division division = {PyLong_AsLongLong(args[8]), PyLong_AsLongLong(args[9]), PyLong_AsLongLong(args[10])};
-    conv.cells = PyLong_AsLongLong(args[11]);
-    conv.inputs_innermost = PyObject_IsTrue(args[12]);
+    conv.inputs_innermost = PyObject_IsTrue(args[11]);
+    conv.cells = PyLong_AsLongLong(args[12]);
     if (PyErr_Occurred())
         return NULL;
     int64_t needed = division.pieces < 1 || division.slab_images < 1 || division.band_rows < 1 || conv.cells < 1

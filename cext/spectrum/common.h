@@ -57,6 +57,8 @@ typedef struct {
      * c_row and b_row floats apart, elements of a row of a a_step, and its rows a_row. */
     void (*multiply)(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t b_row,
                      int64_t rows, int64_t inner, int64_t columns, int add);
+    /* out = a - b. */
+    void (*subtract)(float *out, const float *a, const float *b, int64_t count);
 } tile_version;
 
 const tile_version *fe_tile_version(fe_isa ceiling);

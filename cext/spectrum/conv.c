@@ -4,6 +4,8 @@
 #include "common.h"
 #include "parallel.h"
 
+#include <string.h>
+
 enum {
     /* Channels of a panel: whole vectors of every instruction set. */
     PANEL = 64,
@@ -79,6 +81,9 @@ int64_t fe_spectral_scratch(const fe_spectral_conv *conv, fe_division division) 
     return all;
 }
 
+/* Whether the saved spectra are laid out as a panel already, all but the differences of both parts. */
+static int is_panel(const conv_work *work, panel of) { return of.width == work->conv->x->channels; }
+
 /* Lays the saved spectra of a row of windows out in panels, with the differences of both parts. */
 static void pack_row(const conv_work *work, int64_t first_point) {
     const fe_tiling *x = work->conv->x;
@@ -86,16 +91,16 @@ static void pack_row(const conv_work *work, int64_t first_point) {
     const int64_t a_row = x->images * points_of(x) * channels, local = first_point - work->first_image * points_of(x);
     for (int64_t i = 0; i < panels_of(channels); i++) {
         panel of = panel_of(work, channels, i);
-        float *out = spectra_of(work, work->of_x, of) + local * of.width;
-        const int64_t stride = stride_of(of, slab_points(work));
-        for (int64_t row = 0; row < rows_of(work); row++)
+        const int64_t stride = stride_of(of, slab_points(work)), count = of.end - of.first;
+        for (int64_t row = is_panel(work, of) ? 1 + 2 * kept : 0; row < rows_of(work); row++)
             for (int64_t q = 0; q < x->tiles[1]; q++) {
-                float *to = out + row * stride + q * of.width;
+                float *to = spectra_of(work, work->of_x, of) + row * stride + (local + q) * of.width;
                 const float *from = work->conv->spectra + (first_point + q) * channels + of.first;
-                const float *real = from + (row - 2 * kept) * a_row, *imaginary = real + kept * a_row;
-                for (int64_t c = 0; c < of.end - of.first; c++)
-                    to[c] = row > 2 * kept ? imaginary[c] - real[c] : from[row * a_row + c];
-                for (int64_t c = of.end - of.first; c < of.width; c++)
+                if (row > 2 * kept)
+                    work->version->subtract(to, from + (row - kept) * a_row, from + (row - 2 * kept) * a_row, count);
+                else
+                    memcpy(to, from + row * a_row, (size_t)count * sizeof *to);
+                for (int64_t c = count; c < of.width; c++)
                     to[c] = 0.0f;
             }
     }
@@ -267,12 +272,16 @@ static void form_pairs(const conv_work *work, float *gram, int64_t first, int64_
     panel from = panel_of(work, conv->y->channels, first / PANEL);
     const int64_t of_grad = stride_of(from, slab_points(work)), of_x = stride_of(of, slab_points(work));
     float *taps = gram + rows * (OUTPUTS * PANEL + GAP);
-    const float *grad = spectra_of(work, work->of_grad, from) + first - from.first, *x = spectra_of(work, work->of_x, of);
-    for (int64_t row = 0; row < rows; row++)
+    const float *grad = spectra_of(work, work->of_grad, from) + first - from.first;
+    for (int64_t row = 0; row < rows; row++) {
+        const float *x = spectra_of(work, work->of_x, of) + row * of_x;
+        if (is_panel(work, of) && row <= 2 * conv->x->frequencies)
+            x = conv->spectra + (row * conv->x->images + work->first_image) * points_of(conv->x) * of.width;
         for (int64_t k = 0; k < points; k += INNER)
             work->version->multiply(gram + row * stride_of(of, OUTPUTS), of.width, grad + row * of_grad + k * from.width, 1,
-                                    from.width, x + row * of_x + k * of.width, of.width, last - first,
-                                    smaller(INNER, points - k), of.width, k > 0);
+                                    from.width, x + k * of.width, of.width, last - first, smaller(INNER, points - k),
+                                    of.width, k > 0);
+    }
     tile_job job = {.tiling = conv->taps,
                     .slots = work->slots,
                     .products = gram,

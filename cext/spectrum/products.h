@@ -77,3 +77,10 @@ TARGET static void NAME(multiply)(float *c, int64_t c_row, const float *a, int64
     if (at < columns)
         NAME(multiply_columns)(c + at, c_row, a, a_row, a_step, b + at, b_row, rows, inner, add, 1);
 }
+
+TARGET static void NAME(subtract_rows)(float *out, const float *a, const float *b, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        int64_t n = count - i < LANES ? count - i : LANES;
+        NAME(store)(out + i, NAME(subtract)(NAME(load)(a + i, n), NAME(load)(b + i, n)), n);
+    }
+}

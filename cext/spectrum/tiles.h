@@ -153,8 +153,8 @@ TARGET FE_INLINE void NAME(scatter_at_edge)(float *line, int64_t cell, int64_t h
 
 /* The transpose of `analyse_window`, put into the map. */
 TARGET FE_INLINE void NAME(synthesise_window)(float *x, const VEC *spectrum, const fe_tiling *tiling, int64_t row,
-                                              int64_t cell, reached before, span rows, span columns, int64_t highest0,
-                                              int64_t highest1, int64_t n) {
+                                              int64_t cell, reached before, span rows, span columns,
+                                              int64_t highest0, int64_t highest1, int64_t n) {
     VEC lines[DOFS * FE_WIDEST_WINDOW], even, odd;
     const int64_t height = tiling->window[0], width = tiling->window[1];
     const int64_t half0 = (height + 1) / 2, half1 = (width + 1) / 2, dofs0 = 2 * highest0 + 1, dofs1 = 2 * highest1 + 1;
@@ -251,4 +251,5 @@ TARGET static void NAME(synthesise_row)(const tile_job *job, int64_t image, int6
 
 #undef DISPATCH
 
-static const tile_version NAME(version) = {LANES, NAME(analyse_row), NAME(synthesise_row), NAME(multiply)};
+static const tile_version NAME(version) = {LANES, NAME(analyse_row), NAME(synthesise_row), NAME(multiply),
+                                           NAME(subtract_rows)};

@@ -180,6 +180,13 @@ def _division(cut: Tilings, threads: int) -> _Division:
     return _Division(1 << (shared + pieces * own - 1).bit_length(), pieces, slab_images, band_rows)
 
 
+@lru_cache(maxsize=1024)
+def _numbers(cut: Tilings) -> tuple[bytes | int, ...]:
+    """Give what the extension wants to know of the tilings, in its order."""
+    cells = cut.x.period[0] * cut.x.period[1]
+    return (cells, *(number for one in cut for number in (*one.tables, *one.numbers)))
+
+
 def _fused(
     grad: "torch.Tensor",
     weight: "torch.Tensor",
@@ -205,9 +212,7 @@ def _fused(
     extension = _dispatch.extension
     if extension is not None:
         _threads.connect(extension)
-        cells = cut.x.period[0] * cut.x.period[1]
-        tiles = (number for one in cut for numbers in (one.tables, one.numbers) for number in numbers)
-        extension.spectral_backward(_dispatch.ceiling(), *addresses, *division, cells, innermost, *tiles)
+        extension.spectral_backward(_dispatch.ceiling(), *addresses, *division, innermost, *_numbers(cut))
     if grad_x is not None and not channels_last:
         grad_x = grad_x.contiguous()
     return grad_x, grad_weight
