@@ -238,6 +238,8 @@ static void check(fe_isa isa, const shape *s, uint64_t *state) {
         fail("map split otherwise", isa, s);
 }
 
+#include "spectral_backward.h"
+
 static void refuse(const char *what, const fe_tiling *tiling) {
     if (!fe_tiling_is_valid(tiling))
         return;
@@ -290,6 +292,9 @@ int main(void) {
     for (int isa = FE_SERIAL; isa <= (int)ceiling; isa++)
         for (size_t i = 0; fe_isa_available((fe_isa)isa) && i < sizeof shapes / sizeof *shapes; i++)
             check((fe_isa)isa, &shapes[i], &state);
+    for (int isa = FE_SERIAL; isa <= (int)ceiling; isa++)
+        if (fe_isa_available((fe_isa)isa))
+            check_backward((fe_isa)isa, &state);
     check_what_is_refused();
     printf("%d failures\n", failures);
     return failures != 0;
