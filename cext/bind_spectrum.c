@@ -110,8 +110,8 @@ static int belong_together(const fe_tiling *y, const fe_tiling *x, const fe_tili
            taps->channels == x->channels && taps->tiles[0] == 1 && taps->tiles[1] == 1;
 }
 
-PyDoc_STRVAR(spectral_doc, "spectral_backward(isa, grad_x, grad_weight, grad, spectra, weight, scratch, scratch_floats, pieces, "
-                           "slab_images, band_rows, inputs_innermost, cells, *y, *x, *taps)\n\nBoth gradients of a "
+PyDoc_STRVAR(spectral_doc, "spectral_backward(isa, grad_x, grad_weight, grad, spectra, weight, scratch, scratch_floats, "
+                           "pieces, slab_images, band_rows, inputs_innermost, cells, *y, *x, *taps)\n\nBoth gradients of a "
                            "convolution by low frequencies, channels last; grad_x or grad_weight may be 0. Tilings are "
                            "waves along both axes, frequencies and numbers.");
 

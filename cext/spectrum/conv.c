@@ -131,18 +131,32 @@ static void find_spectra(int64_t first, int64_t last, void *context) {
     }
 }
 
-/* The taps of some outputs and a panel of inputs, inputs innermost: copied to `taps` and back where they are not. */
-static void copy_taps(const conv_work *work, float *taps, float *weight, int64_t first, int64_t last, panel of, int back) {
+/* Where the taps of an output and the first of a panel's inputs lie, if taps are innermost. */
+static int64_t pairs_at(const fe_tiling *taps, int64_t output, panel of) {
+    return (output * taps->channels + of.first) * taps->height * taps->width;
+}
+
+/* Copies the taps of some outputs and a panel of inputs, so that inputs are innermost. */
+static void take_taps(const conv_work *work, float *taps, int64_t first, int64_t last, panel of) {
     const fe_tiling *cut = work->conv->taps;
     const int64_t area = cut->height * cut->width, inputs = of.end - of.first;
-    for (int64_t o = first; o < last; o++) {
-        float *pairs = weight + (o * cut->channels + of.first) * area, *to = taps + (o - first) * area * inputs;
+    for (int64_t o = first; o < last; o++, taps += area * inputs) {
+        const float *pairs = work->conv->weight + pairs_at(cut, o, of);
         for (int64_t i = 0; i < inputs; i++)
             for (int64_t t = 0; t < area; t++)
-                if (back)
-                    pairs[i * area + t] = to[t * inputs + i] + (work->first_image > 0 ? pairs[i * area + t] : 0.0f);
-                else
-                    to[t * inputs + i] = pairs[i * area + t];
+                taps[t * inputs + i] = pairs[i * area + t];
+    }
+}
+
+/* The way back: the first slab's are stored, those of the others added. */
+static void give_taps(const conv_work *work, const float *taps, int64_t first, int64_t last, panel of) {
+    const fe_tiling *cut = work->conv->taps;
+    const int64_t area = cut->height * cut->width, inputs = of.end - of.first;
+    for (int64_t o = first; o < last; o++, taps += area * inputs) {
+        float *pairs = work->conv->grad_weight + pairs_at(cut, o, of);
+        for (int64_t i = 0; i < inputs; i++)
+            for (int64_t t = 0; t < area; t++)
+                pairs[i * area + t] = taps[t * inputs + i] + (work->first_image ? pairs[i * area + t] : 0.0f);
     }
 }
 
@@ -169,7 +183,7 @@ static void find_weight_spectrum(const conv_work *work, float *spectrum, float *
     job.rows.first = 0;
     for (int64_t first = from.first; first < from.end; first += OUTPUTS) {
         int64_t last = smaller(first + OUTPUTS, from.end);
-        copy_taps(work, taps, (float *)(uintptr_t)conv->weight, first, last, of, 0);
+        take_taps(work, taps, first, last, of);
         job.spectra = spectrum + (first - from.first) * of.width;
         for (int64_t o = 0; o < last - first; o++)
             work->version->analyse_row(&job, o, 0, 0, few.channels);
@@ -302,7 +316,7 @@ static void form_pairs(const conv_work *work, float *gram, int64_t first, int64_
     job.adds = 0;
     for (int64_t o = 0; o < last - first; o++)
         work->version->synthesise_row(&job, o, 0, 0, few.channels);
-    copy_taps(work, taps, conv->grad_weight, first, last, of, 1);
+    give_taps(work, taps, first, last, of);
 }
 
 static void form_grad_weight(int64_t first, int64_t last, void *context) {

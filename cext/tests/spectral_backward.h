@@ -107,7 +107,8 @@ static double product_at(const tiles *of, const double *a, const double *b, int6
     double sum = 0.5 * a[0] * b[0], sign = conjugate ? -1.0 : 1.0;
     *magnitude += fabs(a[0] * b[0]);
     for (int64_t k = 1; k <= kept; k++) {
-        double real = a[k] * b[k] - sign * a[k + kept] * b[k + kept], imaginary = a[k] * b[k + kept] + sign * a[k + kept] * b[k];
+        double real = a[k] * b[k] - sign * a[k + kept] * b[k + kept];
+        double imaginary = a[k] * b[k + kept] + sign * a[k + kept] * b[k];
         sum += real * of->cosine[k - 1][cell] + imaginary * of->sine[k - 1][cell];
         *magnitude += (fabs(a[k]) + fabs(a[k + kept])) * (fabs(b[k]) + fabs(b[k + kept]));
     }

@@ -1,4 +1,4 @@
-"""Both gradients of a convolution from low frequencies: one pass over the tiles where the kernels serve it."""
+"""Both gradients of a convolution from low frequencies of tiles: in one pass where the kernels serve it."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +12,8 @@ from flower_edge.kernels._workspace import workspace
 if TYPE_CHECKING:
     import torch
 
-# Spectra of gradient and input that are kept at a time, in floats; but of no fewer points, since each slab reads the weight.
+# Spectra of gradient and input that are kept at a time, in floats. But of no fewer points, since each slab
+# reads the weight.
 _SLAB_FLOATS = 1 << 20
 _SLAB_POINTS = 128
 # Products of fewer points spend their time on reading the weight's spectrum; those of more leave the cache.
@@ -61,8 +62,8 @@ def tilings(
     """
     if (y.shape[0], y.tiles, y.frequencies) != (x.shape[0], x.tiles, x.frequencies):
         raise ValueError(
-            f"output and input have {y.shape[0]} and {x.shape[0]} images in {y.tiles} and {x.tiles} tiles with "
-            f"{len(y.frequencies)} and {len(x.frequencies)} frequencies, expected the same"
+            f"output and input have {y.shape[0]} and {x.shape[0]} images in {y.tiles} and {x.tiles} tiles "
+            f"with {len(y.frequencies)} and {len(x.frequencies)} frequencies, expected the same"
         )
     size = weight_shape[2:]
     taps = tiling(weight_shape, (1, 1), size, (0, 0), size, dilation, x.period, x.frequencies)
@@ -173,7 +174,8 @@ def _division(cut: Tilings, threads: int) -> _Division:
     operations = 2 * rows * slab_images * tiles * outputs * inputs
     pieces = max(1, min(threads, int(operations / _WORTH_A_THREAD)))
     wide_outputs, wide_inputs = (-(-channels // _LANES) * _LANES for channels in (outputs, inputs))
-    shared = rows * (slab_images * tiles * (wide_outputs + wide_inputs) + _GAP * (panels + -(-inputs // _PANEL)))
+    gaps = _GAP * (panels + -(-inputs // _PANEL))
+    shared = rows * (slab_images * tiles * (wide_outputs + wide_inputs) + gaps)
     taps = cut.taps.shape[2] * cut.taps.shape[3] * _OUTPUTS
     own = _PANEL * (rows * (band_rows * cut.x.tiles[1] + panels * (_PANEL + 1) + _OUTPUTS + 1) + taps)
     # Of few sizes, so that layers share them.

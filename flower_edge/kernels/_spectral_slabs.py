@@ -1,4 +1,4 @@
-"""What `_spectral_conv.py` does in one pass, step by step: for groups, other dtypes and devices, in plain torch."""
+"""What `_spectral_conv.py` does in one pass, step by step: for groups, other dtypes and devices."""
 
 import math
 from dataclasses import replace
@@ -93,9 +93,11 @@ def _spectrum_of(weight: "torch.Tensor", symbols: "torch.Tensor") -> "torch.Tens
 
     outputs, inputs = weight.shape[:2]
     if inputs_are_innermost(weight):
-        taps_first = weight.permute(0, 2, 3, 1).reshape(outputs, -1, inputs)
+        taps_first = weight.permute(0, 2, 3, 1).reshape(outputs, symbols.shape[1], inputs)
         return torch.bmm(symbols.expand(outputs, *symbols.shape), taps_first).transpose(0, 1)
-    return torch.mm(symbols, weight.reshape(outputs * inputs, -1).mT).reshape(-1, outputs, inputs)
+    return torch.mm(symbols, weight.reshape(outputs * inputs, symbols.shape[1]).mT).reshape(
+        len(symbols), outputs, inputs
+    )
 
 
 def _gradient_of(gram: "torch.Tensor", symbols: "torch.Tensor", like: "torch.Tensor") -> "torch.Tensor":
@@ -106,7 +108,7 @@ def _gradient_of(gram: "torch.Tensor", symbols: "torch.Tensor", like: "torch.Ten
     if inputs_are_innermost(like):
         taps_first = torch.bmm(symbols.mT.expand(outputs, *symbols.mT.shape), gram.transpose(0, 1))
         return taps_first.reshape(outputs, height, width, inputs).permute(0, 3, 1, 2)
-    taps_first = torch.mm(symbols.mT, gram.reshape(len(gram), -1))
+    taps_first = torch.mm(symbols.mT, gram.reshape(len(gram), outputs * inputs))
     return taps_first.mT.contiguous().reshape(like.shape)
 
 
@@ -196,9 +198,7 @@ def _scratch(like: "torch.Tensor", shape: tuple[int, int, int]) -> "torch.Tensor
     return workspace().empty(shape, (shape[1] * shape[2], shape[2], 1))
 
 
-def _empty_map(
-    like: "torch.Tensor", shape: tuple[int, int, int, int], channels_last: bool
-) -> "torch.Tensor":
+def _empty_map(like: "torch.Tensor", shape: tuple[int, int, int, int], channels_last: bool) -> "torch.Tensor":
     import torch
 
     if not is_served(like):

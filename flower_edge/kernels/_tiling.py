@@ -45,8 +45,8 @@ class Tiling:
     points : int
         Windows of all images.
     tables : tuple of bytes
-        What the extension takes: float32 cosines and sines along height and along width, for each of the first half
-        of a window's cells; and the frequencies as signed bytes.
+        What the extension takes: float32 cosines and sines along height and along width, for each of the
+        first half of a window's cells; and the frequencies as signed bytes.
     numbers : tuple of int
         What else it takes, in its order.
     """

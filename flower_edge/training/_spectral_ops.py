@@ -36,6 +36,7 @@ library.define(  # type: ignore[no-untyped-call]
     "bool needs_x, Tensor? scale=None) -> (Tensor, Tensor, Tensor)"
 )
 
+
 def spectra(x: Tensor, y_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvFilter") -> Tensor:
     """Find the low frequencies of a convolution's input: all that is saved of it.
 
