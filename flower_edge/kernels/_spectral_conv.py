@@ -185,8 +185,11 @@ def _division(cut: Tilings, threads: int) -> _Division:
 @lru_cache(maxsize=1024)
 def _numbers(cut: Tilings) -> tuple[bytes | int, ...]:
     """Give what the extension wants to know of the tilings, in its order."""
-    cells = cut.x.period[0] * cut.x.period[1]
-    return (cells, *(number for one in cut for number in (*one.tables, *one.numbers)))
+    numbers: list[bytes | int] = [cut.x.period[0] * cut.x.period[1]]
+    for one in cut:
+        numbers += one.tables
+        numbers += one.numbers
+    return tuple(numbers)
 
 
 def _fused(
