@@ -59,6 +59,11 @@ typedef struct {
     float scale;
 } depthwise_job;
 
+/* Memory that is read soon: its lines are fetched beside a product, which reads little memory. */
+typedef struct {
+    uintptr_t at, end;
+} fetch;
+
 /* One instruction set's kernels. A row is all patches of one patch row of one image; a plane is one channel of one image.
  * `gram` is where (component, channel) sums are added to. */
 typedef struct {
@@ -73,7 +78,7 @@ typedef struct {
      * c, rows x columns, becomes a times what was packed, or has it added. a's element (i, k) is at i * a_row + k * a_inner. */
     void (*pack)(float *packed, const float *b, int64_t inner, int64_t columns, int64_t first, int64_t last);
     void (*multiply)(float *c, const float *a, int64_t a_row, int64_t a_inner, const float *packed, int64_t rows,
-                     int64_t inner, int64_t columns, int add);
+                     int64_t inner, int64_t columns, int add, fetch *next);
 } filter_version;
 
 /* The kernels that run under this ceiling. */

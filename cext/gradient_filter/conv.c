@@ -62,28 +62,35 @@ static void multiply(const conv_work *work, float *c, const float *a, int transp
 
 /* One component of a slab's gram: means, transposed, times x_sums, which are packed on the way. */
 static void form_gram(const conv_work *work, float *gram, const float *means, const float *x_sums, float *packed,
-                      int64_t points, int add) {
+                      int64_t points, int add, fetch *next) {
     const int64_t outputs = work->grad_grid->channels, inputs = work->x_grid->channels;
     if (!work->version->multiply) {
         multiply(work, gram, means, 1, x_sums, outputs, points, inputs, add);
         return;
     }
     work->version->pack(packed, x_sums, points, inputs, 0, points);
-    work->version->multiply(gram, means, 1, outputs, packed, outputs, points, inputs, add);
+    work->version->multiply(gram, means, 1, outputs, packed, outputs, points, inputs, add, next);
 }
 
 /* One component of a slab's products: means times tap_sums. */
-static void form_products(const conv_work *work, float *products, const float *means, int64_t u, int64_t points) {
+static void form_products(const conv_work *work, float *products, const float *means, int64_t u, int64_t points, fetch *next) {
     const int64_t outputs = work->grad_grid->channels, inputs = work->x_grid->channels;
     if (work->version->multiply)
         work->version->multiply(products, means, outputs, 1, work->packed_taps + u * outputs * padded(inputs), points,
-                                outputs, inputs, 0);
+                                outputs, inputs, 0, next);
     else
         multiply(work, products, means, 0, work->maps->tap_sums + u * outputs * inputs, points, outputs, inputs, 0);
 }
 
+/* Where the gradient of a row of patches begins. */
+static uintptr_t rows_at(const conv_work *work, int64_t row) {
+    const fe_grid *grid = work->grad_grid;
+    int64_t line = row / grid->patches[0] * grid->height + row % grid->patches[0] * grid->window[0];
+    return (uintptr_t)work->maps->grad + (uintptr_t)(line * grid->width * grid->channels) * sizeof(float);
+}
+
 /* The rows of patches [first, last), whose gram is added to, or set where they are a piece's first. */
-static void conv_slab(const conv_work *work, int64_t first, int64_t last, float *means, float *gram, int is_first) {
+static void conv_slab(const conv_work *work, int64_t first, int64_t last, int64_t next_last, float *means, float *gram, int is_first) {
     const fe_grid *grad_grid = work->grad_grid, *x_grid = work->x_grid;
     const fe_conv_maps *maps = work->maps;
     const int64_t outputs = grad_grid->channels, inputs = x_grid->channels, patches = grad_grid->patches[1];
@@ -97,15 +104,16 @@ static void conv_slab(const conv_work *work, int64_t first, int64_t last, float 
     pool.first = fill.first = first;
     pool.scale = fill.scale = 1.0f;
     fill.stream = work->stream;
+    fetch next = {rows_at(work, last), rows_at(work, next_last)};
     for (int64_t row = first; row < last; row++)
         work->version->pool_row(&pool, row / grad_grid->patches[0], row % grad_grid->patches[0]);
     for (int64_t u = 0; gram && u < components; u++)
         form_gram(work, gram + u * outputs * inputs, means + u * a_mean,
-                  maps->x_sums + u * all_sums + first * patches * inputs, products, points, !is_first);
+                  maps->x_sums + u * all_sums + first * patches * inputs, products, points, !is_first, &next);
     if (!maps->grad_x)
         return;
     for (int64_t u = 0; u < components; u++)
-        form_products(work, products + u * a_product, means + u * a_mean, u, points);
+        form_products(work, products + u * a_product, means + u * a_mean, u, points, &next);
     for (int64_t row = first; row < last; row++)
         work->version->fill_row(&fill, row / x_grid->patches[0], row % x_grid->patches[0]);
 }
@@ -126,7 +134,7 @@ static void conv_pieces(int64_t first, int64_t last, void *context) {
         if (begin == end && gram)
             zero(gram, gram_floats(work));
         for (int64_t row = begin; row < end; row += step)
-            conv_slab(work, row, row + step < end ? row + step : end, means, gram, row == begin);
+            conv_slab(work, row, row + step < end ? row + step : end, row + 2 * step < end ? row + 2 * step : end, means, gram, row == begin);
     }
 }
 

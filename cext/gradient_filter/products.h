@@ -15,7 +15,9 @@ typedef struct {
 
 /* `rows` x 2 vectors of the product, n columns of it. `rows` is a compile-time constant. */
 TARGET FE_INLINE void NAME(tile)(float *c, int64_t c_row, NAME(left) a, const float *panel, int64_t inner, int64_t rows,
-                                 int64_t n, int add) {
+                                 int64_t n, int add, fetch *next) {
+    uintptr_t ahead = next->at;
+    const uintptr_t end = next->end;
     VEC sums[TILE_ROWS][2];
     const int64_t low = n < LANES ? n : LANES, high = n - low;
 #pragma GCC unroll 12
@@ -31,7 +33,10 @@ TARGET FE_INLINE void NAME(tile)(float *c, int64_t c_row, NAME(left) a, const fl
             sums[i][0] = NAME(multiply_add)(factor, first, sums[i][0]);
             sums[i][1] = NAME(multiply_add)(factor, second, sums[i][1]);
         }
+        __builtin_prefetch((const void *)ahead, 0, 2);
+        ahead += ahead < end ? LINE : 0;
     }
+    next->at = ahead;
 #pragma GCC unroll 12
     for (int64_t i = 0; i < rows; i++) {
         NAME(store)(c + i * c_row, sums[i][0], low);
@@ -42,18 +47,18 @@ TARGET FE_INLINE void NAME(tile)(float *c, int64_t c_row, NAME(left) a, const fl
 
 /* All rows of a panel's columns. */
 TARGET FE_INLINE void NAME(tiles)(float *c, int64_t c_row, NAME(left) a, const float *panel, int64_t rows, int64_t inner,
-                                  int64_t n, int add) {
+                                  int64_t n, int add, fetch *next) {
     int64_t i = 0;
     for (; i + TILE_ROWS <= rows; i += TILE_ROWS, a.at += TILE_ROWS * a.row)
-        NAME(tile)(c + i * c_row, c_row, a, panel, inner, TILE_ROWS, n, add);
+        NAME(tile)(c + i * c_row, c_row, a, panel, inner, TILE_ROWS, n, add, next);
     for (; i + 4 <= rows; i += 4, a.at += 4 * a.row)
-        NAME(tile)(c + i * c_row, c_row, a, panel, inner, 4, n, add);
+        NAME(tile)(c + i * c_row, c_row, a, panel, inner, 4, n, add, next);
     for (; i < rows; i++, a.at += a.row)
-        NAME(tile)(c + i * c_row, c_row, a, panel, inner, 1, n, add);
+        NAME(tile)(c + i * c_row, c_row, a, panel, inner, 1, n, add, next);
 }
 
 TARGET static void NAME(multiply_packed)(float *c, const float *a, int64_t a_row, int64_t a_inner, const float *packed,
-                                         int64_t rows, int64_t inner, int64_t columns, int add) {
+                                         int64_t rows, int64_t inner, int64_t columns, int add, fetch *next) {
     const int64_t width = 2 * LANES;
     for (int64_t k = 0; k < inner; k += TILE_INNER)
         for (int64_t j = 0; j < columns; j += width) {
@@ -61,9 +66,9 @@ TARGET static void NAME(multiply_packed)(float *c, const float *a, int64_t a_row
             const NAME(left) from = {a + k * a_inner, a_row, a_inner};
             const float *panel = packed + j * inner + k * width;
             if (n == width)
-                NAME(tiles)(c + j, columns, from, panel, rows, depth, width, add || k);
+                NAME(tiles)(c + j, columns, from, panel, rows, depth, width, add || k, next);
             else
-                NAME(tiles)(c + j, columns, from, panel, rows, depth, n, add || k);
+                NAME(tiles)(c + j, columns, from, panel, rows, depth, n, add || k, next);
         }
 }
 
