@@ -82,6 +82,12 @@ static void form_products(const conv_work *work, float *products, const float *m
         multiply(work, products, means, 0, work->maps->tap_sums + u * outputs * inputs, points, outputs, inputs, 0);
 }
 
+/* Whether the gradient consists of means already: patches of one cell, all of them in the map. */
+static int are_means(const fe_grid *grid) {
+    return grid->window[0] == 1 && grid->window[1] == 1 && grid->patches[0] == grid->height &&
+           grid->patches[1] == grid->width;
+}
+
 /* Where the gradient of a row of patches begins. */
 static uintptr_t rows_at(const conv_work *work, int64_t row) {
     const fe_grid *grid = work->grad_grid;
@@ -96,6 +102,7 @@ static void conv_slab(const conv_work *work, int64_t first, int64_t last, int64_
     const int64_t outputs = grad_grid->channels, inputs = x_grid->channels, patches = grad_grid->patches[1];
     const int64_t components = grad_grid->components, a_mean = means_floats(work), a_product = product_floats(work);
     const int64_t points = (last - first) * patches;
+    const float *given = means;
     float *products = means + components * a_mean;
     patch_job pool = {.map = view_of(grad_grid, FE_CHANNELS_LAST), .in = maps->grad, .out = means, .means = 1};
     patch_job fill = {.map = view_of(x_grid, FE_CHANNELS_LAST), .in = products, .out = maps->grad_x};
@@ -105,15 +112,17 @@ static void conv_slab(const conv_work *work, int64_t first, int64_t last, int64_
     pool.scale = fill.scale = 1.0f;
     fill.stream = work->stream;
     fetch next = {rows_at(work, last), rows_at(work, next_last)};
-    for (int64_t row = first; row < last; row++)
+    if (are_means(grad_grid))
+        given = maps->grad + first * patches * outputs;
+    for (int64_t row = first; !are_means(grad_grid) && row < last; row++)
         work->version->pool_row(&pool, row / grad_grid->patches[0], row % grad_grid->patches[0]);
     for (int64_t u = 0; gram && u < components; u++)
-        form_gram(work, gram + u * outputs * inputs, means + u * a_mean,
+        form_gram(work, gram + u * outputs * inputs, given + u * a_mean,
                   maps->x_sums + u * all_sums + first * patches * inputs, products, points, !is_first, &next);
     if (!maps->grad_x)
         return;
     for (int64_t u = 0; u < components; u++)
-        form_products(work, products + u * a_product, means + u * a_mean, u, points, &next);
+        form_products(work, products + u * a_product, given + u * a_mean, u, points, &next);
     for (int64_t row = first; row < last; row++)
         work->version->fill_row(&fill, row / x_grid->patches[0], row % x_grid->patches[0]);
 }
