@@ -61,6 +61,7 @@ static void pack_blocks(int64_t first, int64_t last, void *context) {
             .tap = inputs,
             .columns = smaller(width, over->out_channels - column),
             .channels = over->channels,
+            .split = split_of(version, width_of(version, over->out_channels - column), depth_of(version, over)),
             .taps = work->taps,
             .count = over->taps,
             .bytes = work->packed->bytes + group * bytes_of_group(version, over) +
@@ -105,7 +106,7 @@ typedef struct {
 } conv_work;
 
 typedef struct {
-    int64_t from[MOST_PIXELS], to[MOST_PIXELS], segments[MOST_TAPS];
+    int64_t from[MOST_PIXELS], to[MOST_PIXELS], segments[MOST_TAPS], run;
     int32_t shift[MOST_COLUMNS];
     float scale[MOST_COLUMNS], bias[MOST_COLUMNS];
 } conv_lists;
@@ -121,6 +122,7 @@ static void make_pixels(const conv_work *work, const phase *at, const band *in, 
         for (int64_t column = 0; column < over->out_channels; column += width) {
             int64_t columns = smaller(width, over->out_channels - column), channel = group * over->out_channels + column;
             int64_t block = width_of(version, over->out_channels - column);
+            int64_t split = split_of(version, block, depth);
             memset(lists->shift, 0, sizeof lists->shift);
             memset(lists->scale, 0, sizeof lists->scale);
             memset(lists->bias, 0, sizeof lists->bias);
@@ -131,11 +133,12 @@ static void make_pixels(const conv_work *work, const phase *at, const band *in, 
                 .cells = (const char *)in->cells + group * work->bands->channels * version->cell,
                 .from = lists->from,
                 .segments = lists->segments,
-                .count = at->count,
-                .groups = depth / version->group,
+                .count = at->count / lists->run,
+                .groups = lists->run * depth / (split * version->group),
                 .weights = work->packed->bytes + group * bytes_of_group(version, over) + column * over->taps * depth +
                            at->first * block * depth,
                 .columns = columns,
+                .split = split,
                 .shift = lists->shift,
                 .scale = lists->scale,
                 .bias = lists->bias,
@@ -152,13 +155,32 @@ static void make_pixels(const conv_work *work, const phase *at, const band *in, 
         }
 }
 
+/* How many taps in a row read cells that lie side by side: their numbers are one long segment. */
+static int64_t run_of(const conv_work *work, const phase *at) {
+    const pass *over = work->over;
+    if (over->groups > 1 || at->count == 0)
+        return 1;
+    int64_t run = 1;
+    const tap *taps = over->tap + at->first;
+    while (run < at->count && taps[run].offset[0] == taps[0].offset[0] && taps[run].offset[1] == taps[0].offset[1] + run)
+        run++;
+    for (int64_t t = 0; t < at->count; t++) {
+        int64_t begin = t - t % run;
+        if (at->count % run != 0 || taps[t].offset[0] != taps[begin].offset[0] ||
+            taps[t].offset[1] != taps[begin].offset[1] + t % run)
+            return 1;
+    }
+    return run;
+}
+
 static void make_phase(const conv_work *work, const phase *at, const band *in, conv_lists *lists, float ends[2]) {
     const pass *over = work->over;
     const bands *all = work->bands;
     const int64_t channels = over->groups * over->out_channels;
-    for (int64_t t = 0; t < at->count; t++) {
+    lists->run = run_of(work, at);
+    for (int64_t t = 0; t < at->count; t += lists->run) {
         const int64_t *offset = over->tap[at->first + t].offset;
-        lists->segments[t] = ((offset[0] - all->low[0]) * all->pitch + offset[1] - all->low[1]) * all->cell;
+        lists->segments[t / lists->run] = ((offset[0] - all->low[0]) * all->pitch + offset[1] - all->low[1]) * all->cell;
     }
     int64_t pixels = 0;
     for (int64_t n = 0; n < in->images; n++)

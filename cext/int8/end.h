@@ -3,3 +3,4 @@
 #undef CELL
 #undef ROWS_OF
 #undef PRODUCTS_OF_PAIRS
+#undef MOST_SPLIT

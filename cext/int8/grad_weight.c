@@ -14,8 +14,6 @@ enum {
     BEHIND = 16,
     /* Pixels whose products, of 255 by -128 at worst, an int32 is sure to hold the sum of. */
     MOST_SUMMED = 65536,
-    /* Rows of a gram that are turned together. */
-    TURNED = 16,
 };
 
 typedef struct {
@@ -108,7 +106,9 @@ static void add_block(const gram_memory *memory, const gram_work *work, const ba
                       int64_t column, int32_t *sums) {
     const pass *over = work->over;
     const int8_version *version = work->version;
-    int64_t groups = ceiling_of(over->grid[1], version->group), width = width_of(version, over->out_channels - column);
+    int64_t width = width_of(version, over->out_channels - column);
+    int64_t split = split_of(version, width, version->group * ceiling_of(over->grid[1], version->group));
+    int64_t groups = ceiling_of(over->grid[1], split * version->group);
     int64_t columns = smaller(width, over->out_channels - column), channels = over->groups * over->out_channels;
     int8_t *block = memory->block;
     sums += half * work->half + column;
@@ -116,8 +116,8 @@ static void add_block(const gram_memory *memory, const gram_work *work, const ba
         for (int64_t row = 0; row < in->rows; row++) {
             int64_t pixel = ((in->image + n) * over->out_height + in->row + row) * over->out_width;
             version->interleave(block, work->errors[half] + pixel * channels + group * over->out_channels + column, channels,
-                                over->out_width, columns, width, sums + work->rows * work->stride);
-            block += groups * version->group * width;
+                                over->out_width, columns, width, split, sums + work->rows * work->stride);
+            block += groups * split * version->group * width;
         }
     gram_job job = {
         .cells = memory->planes,
@@ -128,6 +128,7 @@ static void add_block(const gram_memory *memory, const gram_work *work, const ba
         .groups = groups,
         .errors = memory->block,
         .columns = columns,
+        .split = split,
         .sums = sums,
         .stride = work->stride,
     };
@@ -184,39 +185,55 @@ static void gram_pieces(int64_t first, int64_t last, void *context) {
     release(&memory);
 }
 
-/* The sum of all pieces, as it is without their zeros and as an integer. */
-FE_INLINE double total(const gram_work *work, int64_t at, int64_t sums) {
-    int64_t count = sums_of_piece(work), sum = 0, errors = 0;
-    if (work->totals) {
-        for (int64_t piece = 0; piece < work->pieces; piece++) {
-            sum += (int64_t)work->totals[piece * count + at];
-            errors += (int64_t)work->totals[piece * count + sums];
+/* The sum of all pieces of what has been flushed. */
+static int64_t total(const gram_work *work, int64_t at) {
+    int64_t sum = 0;
+    for (int64_t piece = 0; piece < work->pieces; piece++)
+        sum += (int64_t)work->totals[piece * sums_of_piece(work) + at];
+    return sum;
+}
+
+static void finish_totals(float *grad, const gram_work *work, int64_t base, int64_t first, int64_t rows) {
+    const int64_t errors = base + work->rows * work->stride, zero = work->zero - work->version->flip;
+    for (int64_t o = 0; o < work->over->out_channels; o++)
+        for (int64_t row = first; row < first + rows; row++) {
+            double sum = 0.0;
+            for (int64_t at = o; at < work->stride; at += work->half)
+                sum = FE_HALF * sum + (double)(total(work, base + row * work->stride + at) - zero * total(work, errors + at));
+            grad[o * work->rows + row] = (float)(sum * (double)work->scale);
         }
-    } else {
-        for (int64_t piece = 0; piece < work->pieces; piece++) {
-            sum += work->sums[piece * count + at];
-            errors += work->sums[piece * count + sums];
-        }
-    }
-    return (double)(sum - (work->zero - work->version->flip) * errors);
+}
+
+/* What a zero adds to a column of all pieces' sums. */
+static int32_t shift_of(const gram_work *work, int64_t errors) {
+    uint32_t sum = 0;
+    for (int64_t piece = 0; piece < work->pieces; piece++)
+        sum += (uint32_t)work->sums[piece * sums_of_piece(work) + errors];
+    return (int32_t)((uint32_t)(work->zero - work->version->flip) * sum);
 }
 
 static void finish_rows(int64_t first, int64_t last, void *context) {
     const gram_work *work = context;
     const pass *over = work->over;
     const int64_t blocks = ceiling_of(work->rows, TURNED);
+    const gram_sums sums = {work->pieces, sums_of_piece(work), work->stride, work->halves, work->half, (double)work->scale};
     for (int64_t i = first; i < last; i++) {
-        int64_t group = i / blocks, begin = i % blocks * TURNED, end = smaller(begin + TURNED, work->rows);
+        int64_t group = i / blocks, row = i % blocks * TURNED, rows = smaller(TURNED, work->rows - row);
         int64_t base = group * (work->rows + 1) * work->stride, errors = base + work->rows * work->stride;
         float *grad = work->grad + group * over->out_channels * work->rows;
-        for (int64_t o = 0; o < over->out_channels; o++)
-            for (int64_t row = begin; row < end; row++) {
-                double sum = total(work, base + row * work->stride + o, errors + o);
-                if (work->halves == 2)
-                    sum = FE_HALF * sum +
-                          total(work, base + row * work->stride + work->half + o, errors + work->half + o);
-                grad[o * work->rows + row] = (float)(sum * (double)work->scale);
-            }
+        if (work->totals) {
+            finish_totals(grad, work, base, row, rows);
+            continue;
+        }
+        for (int64_t o = 0; o < over->out_channels; o += MOST_COLUMNS) {
+            int32_t shift[2 * MOST_COLUMNS];
+            int64_t columns = smaller(MOST_COLUMNS, over->out_channels - o);
+            for (int64_t half = 0; half < work->halves; half++)
+                for (int64_t c = 0; c < columns; c++)
+                    shift[half * MOST_COLUMNS + c] = shift_of(work, errors + half * work->half + o + c);
+            work->version->finish(grad + o * work->rows + row, work->rows, work->sums + base + row * work->stride + o, &sums,
+                                  rows, columns, shift);
+        }
     }
 }
 
