@@ -10,9 +10,6 @@
 #define GROUP 4
 #define FLIP 0
 #define VECTORS 4
-/* A CPU that reads one vector a cycle could not keep its two multipliers busy with one or two vectors of columns: then four
- * vectors have two or four lanes for a column. */
-#define MOST_SPLIT 4
 #define ROWS_OF(vectors) ((vectors) == 1 ? 16 : (vectors) == 2 ? 12 : (vectors) == 3 ? 8 : 6)
 #define CHUNK_OF(vectors) ((vectors) == 1 ? 4 : (vectors) == 4 ? 1 : 2)
 
@@ -53,41 +50,4 @@ TARGET FE_INLINE void NAME(interleave_16)(int8_t *to, const uint8_t *from, int64
 }
 TARGET FE_INLINE void NAME(transpose_16)(CELL *to, int64_t pitch, const CELL *from, int64_t step) {
     transpose_bytes(to, pitch, from, step);
-}
-TARGET FE_INLINE INTS NAME(broadcast_run)(const CELL *from, const int split) {
-    if (split == 1)
-        return NAME(broadcast)(from);
-    if (split == 4)
-        return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)from));
-    int64_t bytes;
-    memcpy(&bytes, from, sizeof bytes);
-    return _mm512_set1_epi64(bytes);
-}
-
-/* Sums of neighbouring lanes, a's before b's. */
-TARGET FE_INLINE INTS NAME(neighbours)(INTS a, INTS b) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-    return _mm512_add_epi32(_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b));
-}
-TARGET FE_INLINE void NAME(fold)(INTS sums[MOST_ROWS][MOST_VECTORS], const int rows, const int vectors, const int split) {
-#pragma GCC unroll 2
-    for (int lanes = split, left = vectors; lanes > 1; lanes /= 2, left /= 2)
-#pragma GCC unroll 16
-        for (int m = 0; m < rows; m++)
-#pragma GCC unroll 2
-            for (int v = 0; v < left / 2; v++)
-                sums[m][v] = NAME(neighbours)(sums[m][2 * v], sums[m][2 * v + 1]);
-}
-
-TARGET FE_INLINE void NAME(interleave_run)(int8_t *to, const uint8_t *from, int64_t step, const int split) {
-    if (split == 1) {
-        interleave_fours(to, from, step);
-    } else if (split == 2) {
-        interleave_eights(to, from, step);
-    } else {
-        transpose_bytes((uint8_t *)to, 16, from, step);
-        for (int i = 0; i < 16; i++)
-            _mm_storeu_si128((__m128i *)(to + 16 * i), row_of((const uint8_t *)to + 16 * i));
-    }
 }

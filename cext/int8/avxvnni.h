@@ -3,7 +3,6 @@
 #undef NAME
 #undef CELL
 #undef GROUP
-#undef MOST_SPLIT
 #undef ROWS_OF
 #define TARGET __attribute__((target("avx2,fma,avxvnni")))
 #define NAME(name) name##_avxvnni

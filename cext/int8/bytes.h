@@ -147,7 +147,6 @@ static const int8_version NAME(version) = {
     .group = GROUP,
     .lanes = LANES,
     .vectors = VECTORS,
-    .most_split = MOST_SPLIT,
     .cell = sizeof(CELL),
     .flip = FLIP,
     .convolve = NAME(convolve),

@@ -12,8 +12,8 @@ enum {
     /* Rows and vectors of the largest tile that a kernel holds in registers. */
     MOST_ROWS = 16,
     MOST_VECTORS = 4,
-    /* Numbers of a column that lie side by side, at most. */
-    MOST_GROUP = 16,
+    /* Numbers that a lane multiplies at a time, at most. */
+    MOST_GROUP = 8,
     /* Columns of the widest block of weights. */
     MOST_COLUMNS = 64,
     /* Groups whose weights are held in registers. */
@@ -36,8 +36,7 @@ typedef struct {
     const int64_t *segments;
     int64_t count, groups;
     const int8_t *weights;
-    /* Neighbouring lanes that share a column. */
-    int64_t columns, split;
+    int64_t columns;
     /* Subtracted from the sums of products, which are then scaled. */
     const int32_t *shift;
     const float *scale, *bias;
@@ -58,7 +57,7 @@ typedef struct {
     const int64_t *segments;
     int64_t count, groups;
     const int8_t *errors;
-    int64_t columns, split;
+    int64_t columns;
     int32_t *sums;
     /* From one row of sums to the next. */
     int64_t stride;
@@ -75,7 +74,7 @@ typedef struct {
     /* For channel i of the result, channel k it is made from and tap t: weight[i * result + k * made + t]. */
     const float *weight;
     int64_t result, made, tap;
-    int64_t columns, channels, split;
+    int64_t columns, channels;
     /* In the order in which kernels go through them. */
     const int *taps;
     int64_t count;
@@ -90,8 +89,6 @@ typedef struct {
 typedef struct {
     /* Numbers that a lane multiplies at a time, lanes of a vector, and vectors of a full block of columns. */
     int64_t group, lanes, vectors;
-    /* Vectors that a narrow block of columns may be split to. */
-    int64_t most_split;
     /* Bytes of a number as the kernels read it, and what is flipped in it: its sign, where numbers have one. */
     int64_t cell;
     int flip;
@@ -102,9 +99,9 @@ typedef struct {
     /* channels x count cells from count x channels: of `from`, pixels lie `step` and channels 1 apart; of `to`, channels lie
      * `pitch` apart. */
     void (*planes)(void *to, int64_t pitch, const void *from, int64_t step, int64_t count, int64_t channels);
-    /* Rows of bytes, `step` apart, in groups of all lanes of a column: to[column][row in group], zeros beyond count and columns. Adds up columns. */
+    /* Rows of bytes, `step` apart, in groups: to[column][row in group], zeros beyond count and columns. Adds up columns. */
     void (*interleave)(int8_t *to, const uint8_t *from, int64_t step, int64_t count, int64_t columns, int64_t width,
-                       int64_t split, int32_t *sums);
+                       int32_t *sums);
     /* grad[column * pitch + row] = scale * (the sum of all pieces - shift), which an int32 holds; halves are put together. At
      * most TURNED rows and MOST_COLUMNS columns, as many of `shift` for each half. */
     void (*finish)(float *grad, int64_t pitch, const int32_t *sums, const gram_sums *of, int64_t rows, int64_t columns,
@@ -128,16 +125,6 @@ FE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 /* Lanes that a block of columns takes, from its first column on. */
 FE_INLINE int64_t width_of(const int8_version *version, int64_t columns) {
     return smaller(ceiling_of(columns, version->lanes), version->vectors) * version->lanes;
-}
-
-/* How many lanes a column of a block of this width gets, whose products run over `depth` numbers. */
-FE_INLINE int64_t split_of(const int8_version *version, int64_t width, int64_t depth) {
-#ifdef FE_NO_SPLIT
-    return 1;
-#endif
-    int64_t vectors = width / version->lanes;
-    int64_t split = vectors < version->most_split && version->most_split % vectors == 0 ? version->most_split / vectors : 1;
-    return depth % (split * version->group) == 0 ? split : 1;
 }
 
 #endif

@@ -61,7 +61,6 @@ static void pack_blocks(int64_t first, int64_t last, void *context) {
             .tap = inputs,
             .columns = smaller(width, over->out_channels - column),
             .channels = over->channels,
-            .split = split_of(version, width_of(version, over->out_channels - column), depth_of(version, over)),
             .taps = work->taps,
             .count = over->taps,
             .bytes = work->packed->bytes + group * bytes_of_group(version, over) +
@@ -122,7 +121,6 @@ static void make_pixels(const conv_work *work, const phase *at, const band *in, 
         for (int64_t column = 0; column < over->out_channels; column += width) {
             int64_t columns = smaller(width, over->out_channels - column), channel = group * over->out_channels + column;
             int64_t block = width_of(version, over->out_channels - column);
-            int64_t split = split_of(version, block, depth);
             memset(lists->shift, 0, sizeof lists->shift);
             memset(lists->scale, 0, sizeof lists->scale);
             memset(lists->bias, 0, sizeof lists->bias);
@@ -134,11 +132,10 @@ static void make_pixels(const conv_work *work, const phase *at, const band *in, 
                 .from = lists->from,
                 .segments = lists->segments,
                 .count = at->count / lists->run,
-                .groups = lists->run * depth / (split * version->group),
+                .groups = lists->run * depth / version->group,
                 .weights = work->packed->bytes + group * bytes_of_group(version, over) + column * over->taps * depth +
                            at->first * block * depth,
                 .columns = columns,
-                .split = split,
                 .shift = lists->shift,
                 .scale = lists->scale,
                 .bias = lists->bias,

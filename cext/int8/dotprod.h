@@ -2,7 +2,6 @@
 #undef TARGET
 #undef NAME
 #undef GROUP
-#undef MOST_SPLIT
 #define TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
 #define NAME(name) name##_dotprod
 #define GROUP 4

@@ -3,4 +3,3 @@
 #undef CELL
 #undef ROWS_OF
 #undef PRODUCTS_OF_PAIRS
-#undef MOST_SPLIT

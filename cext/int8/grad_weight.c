@@ -107,8 +107,7 @@ static void add_block(const gram_memory *memory, const gram_work *work, const ba
     const pass *over = work->over;
     const int8_version *version = work->version;
     int64_t width = width_of(version, over->out_channels - column);
-    int64_t split = split_of(version, width, version->group * ceiling_of(over->grid[1], version->group));
-    int64_t groups = ceiling_of(over->grid[1], split * version->group);
+    int64_t groups = ceiling_of(over->grid[1], version->group);
     int64_t columns = smaller(width, over->out_channels - column), channels = over->groups * over->out_channels;
     int8_t *block = memory->block;
     sums += half * work->half + column;
@@ -116,8 +115,8 @@ static void add_block(const gram_memory *memory, const gram_work *work, const ba
         for (int64_t row = 0; row < in->rows; row++) {
             int64_t pixel = ((in->image + n) * over->out_height + in->row + row) * over->out_width;
             version->interleave(block, work->errors[half] + pixel * channels + group * over->out_channels + column, channels,
-                                over->out_width, columns, width, split, sums + work->rows * work->stride);
-            block += groups * split * version->group * width;
+                                over->out_width, columns, width, sums + work->rows * work->stride);
+            block += groups * version->group * width;
         }
     gram_job job = {
         .cells = memory->planes,
@@ -128,7 +127,6 @@ static void add_block(const gram_memory *memory, const gram_work *work, const ba
         .groups = groups,
         .errors = memory->block,
         .columns = columns,
-        .split = split,
         .sums = sums,
         .stride = work->stride,
     };

@@ -2,7 +2,6 @@
 #undef TARGET
 #undef NAME
 #undef GROUP
-#undef MOST_SPLIT
 #undef ROWS_OF
 #define TARGET __attribute__((target("arch=armv8.2-a+dotprod+i8mm")))
 #define NAME(name) name##_i8mm

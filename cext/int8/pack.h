@@ -40,7 +40,7 @@ TARGET FE_INLINE void NAME(largest)(int32_t *magnitudes, const pack_job *job) {
 
 /* Rows of the weight are columns here: groups of channels lie side by side already. */
 TARGET FE_INLINE void NAME(pack_rows)(const pack_job *job, int8_t *to, const float *weight, const float *inverse,
-                                      int64_t width, int32_t *sums, const int64_t group) {
+                                      int64_t width, int32_t *sums) {
     enum { STRIP = 64 };
     for (int64_t i = 0; i < job->columns; i++) {
         int32_t sum = 0;
@@ -52,8 +52,8 @@ TARGET FE_INLINE void NAME(pack_rows)(const pack_job *job, int8_t *to, const flo
                 strip[c] = (int8_t)NAME(nearest_byte)(row[c] * inverse[i]);
             for (int64_t c = 0; c < length; c++)
                 sum += strip[c];
-            for (int64_t c = 0; c < length; c += group)
-                memcpy(to + (k + c) * width + i * group, strip + c, (size_t)group);
+            for (int64_t c = 0; c < length; c += GROUP)
+                memcpy(to + (k + c) * width + i * GROUP, strip + c, GROUP);
         }
         sums[i] = sum;
     }
@@ -62,12 +62,11 @@ TARGET FE_INLINE void NAME(pack_rows)(const pack_job *job, int8_t *to, const flo
 TARGET FE_INLINE void NAME(pack_columns)(const pack_job *job, int8_t *to, const float *weight, const float *inverse,
                                          int64_t width, int32_t *sums) {
     uint8_t rows[MOST_GROUP][MOST_COLUMNS];
-    const int64_t group = job->split * GROUP;
     for (int64_t i = 0; i < width; i++)
         sums[i] = 0;
-    for (int64_t k = 0; k < job->channels; k += group, to += width * group) {
+    for (int64_t k = 0; k < job->channels; k += GROUP, to += width * GROUP) {
         memset(rows, FE_ERROR_ZERO, sizeof rows);
-        for (int64_t g = 0; g < smaller(group, job->channels - k); g++) {
+        for (int64_t g = 0; g < smaller(GROUP, job->channels - k); g++) {
             const float *row = weight + (k + g) * job->made;
             for (int64_t i = 0; i < job->columns; i++) {
                 rows[g][i] = NAME(nearest_byte)(row[i] * inverse[i]) ^ FE_ERROR_ZERO;
@@ -76,10 +75,10 @@ TARGET FE_INLINE void NAME(pack_columns)(const pack_job *job, int8_t *to, const 
         }
         int64_t i = 0;
         for (; i + 16 <= width; i += 16)
-            NAME(interleave_run)(to + i * group, rows[0] + i, MOST_COLUMNS, (int)job->split);
+            NAME(interleave_16)(to + i * GROUP, rows[0] + i, MOST_COLUMNS);
         for (; i < width; i++)
-            for (int64_t g = 0; g < group; g++)
-                to[i * group + g] = (int8_t)(rows[g][i] ^ FE_ERROR_ZERO);
+            for (int64_t g = 0; g < GROUP; g++)
+                to[i * GROUP + g] = (int8_t)(rows[g][i] ^ FE_ERROR_ZERO);
     }
 }
 
@@ -101,10 +100,7 @@ TARGET static int NAME(pack)(const pack_job *job) {
         const float *weight = job->weight + job->taps[t] * job->tap;
         if (job->made == 1) {
             memset(to, 0, (size_t)(groups * width * GROUP));
-            if (job->split == 1)
-                NAME(pack_rows)(job, to, weight, inverse, width, sums, GROUP);
-            else
-                NAME(pack_rows)(job, to, weight, inverse, width, sums, job->split * GROUP);
+            NAME(pack_rows)(job, to, weight, inverse, width, sums);
         } else {
             NAME(pack_columns)(job, to, weight, inverse, width, sums);
         }

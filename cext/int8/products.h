@@ -1,22 +1,12 @@
 /* Sums of products, for one instruction set; and what brings feature maps and gradients into the order that they are
  * multiplied in. */
 
-#ifndef MOST_SPLIT
-#define MOST_SPLIT 1
-TARGET FE_INLINE void NAME(interleave_run)(int8_t *to, const uint8_t *from, int64_t step, const int split) {
-    (void)split;
-    NAME(interleave_16)(to, from, step);
-}
-#endif
-
 #ifdef PRODUCTS_OF_PAIRS
 
 /* Two rows in one vector, and their sums in two vectors for the same columns, one after the other. */
 TARGET FE_INLINE void NAME(products)(INTS sums[MOST_ROWS][MOST_VECTORS], const CELL *const *from, const int64_t *segments,
-                                     int64_t count, int64_t groups, const int8_t *operands, const int vectors,
-                                     const int split) {
+                                     int64_t count, int64_t groups, const int8_t *operands, const int vectors) {
     const int rows = ROWS_OF(vectors);
-    (void)split;
     /* sums[m][v] and sums[m + 1][v]: rows m and m + 1 by the first and by the last two columns of vector v. */
     for (int m = 0; m < rows; m++)
         for (int v = 0; v < vectors; v++)
@@ -45,20 +35,10 @@ TARGET FE_INLINE void NAME(products)(INTS sums[MOST_ROWS][MOST_VECTORS], const C
 
 #else
 
-#if MOST_SPLIT == 1
-TARGET FE_INLINE __typeof__(NAME(broadcast)(NULL)) NAME(broadcast_run)(const CELL *from, const int split) {
-    (void)split;
-    return NAME(broadcast)(from);
-}
-TARGET FE_INLINE void NAME(fold)(INTS sums[MOST_ROWS][MOST_VECTORS], const int rows, const int vectors, const int split) {
-    (void)sums, (void)rows, (void)vectors, (void)split;
-}
-#endif
-
 /* The products of `length` groups at an offset from all rows. The compiler keeps all sums in registers, and reads where a row
  * begins once for these groups. */
 TARGET FE_INLINE void NAME(add_products)(INTS sums[MOST_ROWS][MOST_VECTORS], const CELL *const *from, int64_t offset,
-                                         const int8_t *operands, const int vectors, const int split, const int length) {
+                                         const int8_t *operands, const int vectors, const int length) {
     const int rows = ROWS_OF(vectors);
     __typeof__(NAME(operand)(operands)) b[MOST_CHUNK][MOST_VECTORS];
 #pragma GCC unroll 4
@@ -71,7 +51,7 @@ TARGET FE_INLINE void NAME(add_products)(INTS sums[MOST_ROWS][MOST_VECTORS], con
         const CELL *a = from[m] + offset;
 #pragma GCC unroll 4
         for (int g = 0; g < length; g++) {
-            __typeof__(NAME(broadcast)(a)) x = NAME(broadcast_run)(a + g * split * GROUP, split);
+            __typeof__(NAME(broadcast)(a)) x = NAME(broadcast)(a + g * GROUP);
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++)
                 sums[m][v] = NAME(dot)(sums[m][v], x, b[g][v]);
@@ -79,12 +59,10 @@ TARGET FE_INLINE void NAME(add_products)(INTS sums[MOST_ROWS][MOST_VECTORS], con
     }
 }
 
-/* Of ROWS_OF(vectors) rows of cells with `vectors` vectors of columns; with `split` neighbouring lanes for each column, which
- * share its groups among them. */
+/* Of ROWS_OF(vectors) rows of cells with `vectors` vectors of columns. */
 TARGET FE_INLINE void NAME(products)(INTS sums[MOST_ROWS][MOST_VECTORS], const CELL *const *from, const int64_t *segments,
-                                     int64_t count, int64_t groups, const int8_t *operands, const int vectors,
-                                     const int split) {
-    const int rows = ROWS_OF(vectors), length = CHUNK_OF(vectors), step = split * GROUP;
+                                     int64_t count, int64_t groups, const int8_t *operands, const int vectors) {
+    const int rows = ROWS_OF(vectors), length = CHUNK_OF(vectors);
 #pragma GCC unroll 16
     for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
@@ -93,11 +71,10 @@ TARGET FE_INLINE void NAME(products)(INTS sums[MOST_ROWS][MOST_VECTORS], const C
     for (int64_t s = 0; s < count; s++) {
         int64_t g = 0;
         for (; g + length <= groups; g += length, operands += length * vectors * LANES * GROUP)
-            NAME(add_products)(sums, from, segments[s] + g * step, operands, vectors, split, length);
+            NAME(add_products)(sums, from, segments[s] + g * GROUP, operands, vectors, length);
         for (; length > 1 && g < groups; g++, operands += vectors * LANES * GROUP)
-            NAME(add_products)(sums, from, segments[s] + g * step, operands, vectors, split, 1);
+            NAME(add_products)(sums, from, segments[s] + g * GROUP, operands, vectors, 1);
     }
-    NAME(fold)(sums, rows, vectors, split);
 }
 
 #endif
@@ -164,8 +141,8 @@ TARGET FE_INLINE void NAME(make)(const tile_job *job, INTS sums[MOST_ROWS][MOST_
                       smaller(LANES, job->columns - v * LANES));
 }
 
-TARGET FE_INLINE void NAME(convolve_of)(tile_job *job, const int vectors, const int split) {
-    const int rows = ROWS_OF(vectors * split);
+TARGET FE_INLINE void NAME(convolve_of)(tile_job *job, const int vectors) {
+    const int rows = ROWS_OF(vectors);
     const CELL *cells = job->cells;
     const int64_t last = job->pixels - 1;
     NAME(factors) by;
@@ -182,7 +159,7 @@ TARGET FE_INLINE void NAME(convolve_of)(tile_job *job, const int vectors, const 
 #pragma GCC unroll 16
         for (int m = 0; m < rows; m++)
             a[m] = cells + job->from[smaller(first + m, last)];
-        NAME(products)(sums, a, job->segments, job->count, job->groups, job->weights, vectors * split, split);
+        NAME(products)(sums, a, job->segments, job->count, job->groups, job->weights, vectors);
         NAME(make)(job, sums, first, &by, &low, &high, rows, vectors);
     }
     float ends[LANES];
@@ -194,8 +171,8 @@ TARGET FE_INLINE void NAME(convolve_of)(tile_job *job, const int vectors, const 
         job->high = ends[i] > job->high ? ends[i] : job->high;
 }
 
-TARGET FE_INLINE void NAME(gram_of)(const gram_job *job, const int vectors, const int split) {
-    const int rows = ROWS_OF(vectors * split);
+TARGET FE_INLINE void NAME(gram_of)(const gram_job *job, const int vectors) {
+    const int rows = ROWS_OF(vectors);
     const CELL *cells = job->cells;
     const int64_t last = job->rows - 1;
     for (int64_t first = 0; first <= last; first += rows) {
@@ -204,7 +181,7 @@ TARGET FE_INLINE void NAME(gram_of)(const gram_job *job, const int vectors, cons
 #pragma GCC unroll 16
         for (int m = 0; m < rows; m++)
             a[m] = cells + job->from[smaller(first + m, last)];
-        NAME(products)(sums, a, job->segments, job->count, job->groups, job->errors, vectors * split, split);
+        NAME(products)(sums, a, job->segments, job->count, job->groups, job->errors, vectors);
 #pragma GCC unroll 16
         for (int m = 0; m < rows; m++) {
             if (first + m > last)
@@ -220,23 +197,17 @@ TARGET FE_INLINE void NAME(gram_of)(const gram_job *job, const int vectors, cons
 TARGET static void NAME(convolve)(tile_job *job) {
     switch (ceiling_of(job->columns, LANES)) {
     case 1:
-        if (job->split == 4)
-            NAME(convolve_of)(job, 1, MOST_SPLIT / 1);
-        else
-            NAME(convolve_of)(job, 1, 1);
+        NAME(convolve_of)(job, 1);
         break;
     case 2:
-        if (job->split == 2)
-            NAME(convolve_of)(job, 2, (MOST_SPLIT + 1) / 2);
-        else
-            NAME(convolve_of)(job, 2, 1);
+        NAME(convolve_of)(job, 2);
         break;
 #if VECTORS == 4
     case 3:
-        NAME(convolve_of)(job, 3, 1);
+        NAME(convolve_of)(job, 3);
         break;
     default:
-        NAME(convolve_of)(job, 4, 1);
+        NAME(convolve_of)(job, 4);
 #endif
     }
 }
@@ -244,23 +215,17 @@ TARGET static void NAME(convolve)(tile_job *job) {
 TARGET static void NAME(gram)(const gram_job *job) {
     switch (ceiling_of(job->columns, LANES)) {
     case 1:
-        if (job->split == 4)
-            NAME(gram_of)(job, 1, MOST_SPLIT / 1);
-        else
-            NAME(gram_of)(job, 1, 1);
+        NAME(gram_of)(job, 1);
         break;
     case 2:
-        if (job->split == 2)
-            NAME(gram_of)(job, 2, (MOST_SPLIT + 1) / 2);
-        else
-            NAME(gram_of)(job, 2, 1);
+        NAME(gram_of)(job, 2);
         break;
 #if VECTORS == 4
     case 3:
-        NAME(gram_of)(job, 3, 1);
+        NAME(gram_of)(job, 3);
         break;
     default:
-        NAME(gram_of)(job, 4, 1);
+        NAME(gram_of)(job, 4);
 #endif
     }
 }
@@ -296,18 +261,18 @@ TARGET static void NAME(planes)(void *to, int64_t pitch, const void *from, int64
 }
 
 TARGET static void NAME(interleave)(int8_t *to, const uint8_t *from, int64_t step, int64_t count, int64_t columns,
-                                    int64_t width, int64_t split, int32_t *sums) {
-    const int64_t wide = columns / 16 * 16, group = split * GROUP;
+                                    int64_t width, int32_t *sums) {
+    const int64_t wide = columns / 16 * 16;
     for (int64_t row = 0; row < count; row++)
         for (int64_t c = 0; c < columns; c++)
             sums[c] += (int32_t)from[row * step + c] - FE_ERROR_ZERO;
-    for (int64_t row = 0; row < count; row += group, to += width * group) {
-        int64_t rows = smaller(group, count - row), c = 0;
-        for (; rows == group && c < wide; c += 16)
-            NAME(interleave_run)(to + c * group, from + row * step + c, step, (int)split);
+    for (int64_t row = 0; row < count; row += GROUP, to += width * GROUP) {
+        int64_t rows = smaller(GROUP, count - row), c = 0;
+        for (; rows == GROUP && c < wide; c += 16)
+            NAME(interleave_16)(to + c * GROUP, from + row * step + c, step);
         for (; c < width; c++)
-            for (int64_t i = 0; i < group; i++)
-                to[c * group + i] = i < rows && c < columns ? (int8_t)(from[(row + i) * step + c] ^ FE_ERROR_ZERO) : 0;
+            for (int64_t i = 0; i < GROUP; i++)
+                to[c * GROUP + i] = i < rows && c < columns ? (int8_t)(from[(row + i) * step + c] ^ FE_ERROR_ZERO) : 0;
     }
 }
 

@@ -19,18 +19,6 @@ FE_INLINE void interleave_fours(int8_t *to, const uint8_t *from, int64_t step) {
     }
 }
 
-/* Of eight rows. */
-FE_INLINE void interleave_eights(int8_t *to, const uint8_t *from, int64_t step) {
-    int8_t fours[2][64];
-    interleave_fours(fours[0], from, step);
-    interleave_fours(fours[1], from + 4 * step, step);
-    for (int i = 0; i < 64; i += 16) {
-        __m128i a = _mm_loadu_si128((const __m128i *)(fours[0] + i)), b = _mm_loadu_si128((const __m128i *)(fours[1] + i));
-        _mm_storeu_si128((__m128i *)(to + 2 * i), _mm_unpacklo_epi32(a, b));
-        _mm_storeu_si128((__m128i *)(to + 2 * i + 16), _mm_unpackhi_epi32(a, b));
-    }
-}
-
 FE_INLINE void interleave_pairs(int8_t *to, const uint8_t *from, int64_t step) {
     __m128i a = row_of(from), b = row_of(from + step);
     _mm_storeu_si128((__m128i *)to, _mm_unpacklo_epi8(a, b));
