@@ -78,6 +78,8 @@ typedef struct {
     /* In the order in which kernels go through them. */
     const int *taps;
     int64_t count;
+    /* Taps of the kernel, of which these are some. */
+    int64_t places;
     int8_t *bytes;
     float *scales;
     /* For tap t, sums[t * stride + i]. */

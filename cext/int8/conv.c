@@ -41,6 +41,8 @@ typedef struct {
     const fe_packed *packed;
     const float *weight;
     int transposed;
+    /* Of the kernel; a phase of a transposed convolution may lack some of them. */
+    int64_t places;
     int taps[MOST_TAPS];
     atomic_int error;
 } pack_work;
@@ -51,7 +53,7 @@ static void pack_blocks(int64_t first, int64_t last, void *context) {
     const int8_version *version = work->version;
     int64_t width = version->lanes * version->vectors, blocks = ceiling_of(over->out_channels, width);
     int64_t inputs = work->transposed ? over->out_channels : over->channels;
-    int64_t outputs = work->transposed ? over->channels : over->out_channels, row = over->taps * inputs;
+    int64_t outputs = work->transposed ? over->channels : over->out_channels, row = work->places * inputs;
     for (int64_t i = first; i < last; i++) {
         int64_t group = i / blocks, column = i % blocks * width, channel = group * over->out_channels + column;
         pack_job job = {
@@ -63,6 +65,7 @@ static void pack_blocks(int64_t first, int64_t last, void *context) {
             .channels = over->channels,
             .taps = work->taps,
             .count = over->taps,
+            .places = work->places,
             .bytes = work->packed->bytes + group * bytes_of_group(version, over) +
                      column * over->taps * depth_of(version, over),
             .scales = work->packed->scales + channel,
@@ -79,12 +82,12 @@ int fe_int8_pack(fe_isa ceiling, const fe_packed *packed, const float *weight, c
     pass over;
     fe_pass_of(&over, conv, transposed);
     pack_work work = {.version = fe_int8_version(ceiling), .over = &over, .packed = packed, .weight = weight,
-                      .transposed = transposed};
+                      .transposed = transposed, .places = conv->kernel[0] * conv->kernel[1]};
     for (int64_t t = 0; t < over.taps; t++)
         work.taps[t] = over.tap[t].place;
     int64_t blocks = over.groups * ceiling_of(over.out_channels, work.version->lanes * work.version->vectors);
     int64_t work_of_block = over.taps * over.channels * smaller(over.out_channels, MOST_COLUMNS);
-    int error = fe_parallel_for(blocks, 16384 / work_of_block + 1, pack_blocks, &work);
+    int error = fe_parallel_for(blocks, 16384 / (work_of_block + 1) + 1, pack_blocks, &work);
     return error ? error : atomic_load(&work.error);
 }
 

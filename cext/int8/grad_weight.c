@@ -40,26 +40,26 @@ typedef struct {
     void *copy, *planes;
     int8_t *block;
     int64_t *from, *segments;
-    /* Cells of a row of a plane, rows of a plane that belong to one row of the map, and cells of a plane. */
-    int64_t pitch, columns, plane;
+    /* Cells of a row of a plane, rows of the map that an image has, and cells of a plane. Columns that a stride brings together
+     * lie side by side: such a row of the map is several rows of a plane. */
+    int64_t pitch, rows, plane;
 } gram_memory;
 
 static int64_t sums_of_piece(const gram_work *work) { return work->over->groups * (work->rows + 1) * work->stride; }
 
-/* Rows of the copy, or of the map, that one image of a band has. */
+/* Rows of the copy, or of the map, that some rows of the grid read. */
 static int64_t rows_read(const gram_work *work, int64_t rows) {
-    const pass *over = work->over;
-    return (rows - 1) * over->step[0] + over->high[0] - over->low[0] + 1;
+    return (rows - 1) * work->over->step[0] + work->over->high[0] - work->bands->low[0] + 1;
 }
 
 static int allocate(gram_memory *memory, const gram_work *work) {
     const pass *over = work->over;
     const bands *all = work->bands;
-    int64_t columns = (over->grid[1] - 1) * over->step[1] + over->high[1] - over->low[1] + 1;
     int64_t segments = all->images * all->rows, groups = ceiling_of(over->grid[1], work->version->group);
-    memory->columns = columns;
-    memory->pitch = ceiling_of(columns, over->step[1]) + BEHIND;
-    memory->plane = all->images * rows_read(work, all->rows) * over->step[1] * memory->pitch + BEHIND;
+    /* What is read behind a row is multiplied by zeros. */
+    memory->pitch = over->step[1] == 1 ? all->pitch : ceiling_of(all->pitch, over->step[1]) + BEHIND;
+    memory->rows = all->in_image > 1 ? rows_read(work, all->rows) : all->image / all->pitch;
+    memory->plane = all->images * memory->rows * over->step[1] * memory->pitch + BEHIND;
     memory->copy = malloc((size_t)all->bytes + BEHIND);
     memory->planes = calloc((size_t)(memory->plane * over->channels + BEHIND), (size_t)work->version->cell);
     memory->block = malloc((size_t)(segments * groups * work->version->group * MOST_COLUMNS));
@@ -76,12 +76,11 @@ static void release(gram_memory *memory) {
     free(memory->segments);
 }
 
-/* Columns that a stride brings together lie side by side in a plane. */
 static void find_rows(gram_memory *memory, const gram_work *work) {
     const pass *over = work->over;
     const int64_t step = over->step[1];
     for (int64_t t = 0; t < over->taps; t++) {
-        int64_t y = over->tap[t].offset[0] - over->low[0], x = over->tap[t].offset[1] - over->low[1];
+        int64_t y = over->tap[t].offset[0] - work->bands->low[0], x = over->tap[t].offset[1] - work->bands->low[1];
         for (int64_t c = 0; c < over->channels; c++)
             memory->from[t * over->channels + c] = c * memory->plane + (y * step + x % step) * memory->pitch + x / step;
     }
@@ -91,15 +90,19 @@ static void turn_map(const gram_memory *memory, const gram_work *work, const ban
     const pass *over = work->over;
     const bands *all = work->bands;
     const int64_t size = work->version->cell, step = over->step[1], rows = rows_read(work, in->rows);
-    const int64_t first = all->direct ? (over->low[0] * all->pitch + over->low[1]) * all->cell : 0;
-    const char *cells = (const char *)in->cells + (first + group * all->channels) * size;
+    const char *cells = (const char *)in->cells + group * all->channels * size;
+    if (step == 1) {
+        int64_t count = ((in->images - 1) * memory->rows + rows) * all->pitch;
+        work->version->planes(memory->planes, memory->plane, cells, all->cell, count, over->channels);
+        return;
+    }
     for (int64_t n = 0; n < in->images; n++)
         for (int64_t row = 0; row < rows; row++)
-            for (int64_t x = 0; x < step && x < memory->columns; x++)
+            for (int64_t x = 0; x < step && x < all->pitch; x++)
                 work->version->planes(
-                    (char *)memory->planes + ((n * rows_read(work, all->rows) + row) * step + x) * memory->pitch * size,
-                    memory->plane, cells + ((n * all->image + row * all->pitch) + x) * all->cell * size, step * all->cell,
-                    ceiling_of(memory->columns - x, step), over->channels);
+                    (char *)memory->planes + ((n * memory->rows + row) * step + x) * memory->pitch * size, memory->plane,
+                    cells + (n * all->image + row * all->pitch + x) * all->cell * size, step * all->cell,
+                    ceiling_of(all->pitch - x, step), over->channels);
 }
 
 static void add_block(const gram_memory *memory, const gram_work *work, const band *in, int64_t group, int64_t half,
@@ -139,8 +142,8 @@ static void add_band(const gram_memory *memory, const gram_work *work, int64_t i
     band in;
     fe_band_of(&in, i, work->bands, over, work->version, work->x, work->zero, memory->copy);
     for (int64_t s = 0; s < in.images * in.rows; s++)
-        memory->segments[s] = (s / in.rows * rows_read(work, work->bands->rows) + s % in.rows * over->step[0]) *
-                              over->step[1] * memory->pitch;
+        memory->segments[s] =
+            (s / in.rows * memory->rows + s % in.rows * over->step[0]) * over->step[1] * memory->pitch;
     for (int64_t group = 0; group < over->groups; group++, sums += (work->rows + 1) * work->stride) {
         turn_map(memory, work, &in, group);
         for (int64_t half = 0; half < work->halves; half++)

@@ -86,11 +86,12 @@ def pack_weight(weight: "torch.Tensor", shape: ConvShape, *, transposed: bool = 
     isa = _dispatch.ceiling()
     lengths = extension.int8_packed_sizes(isa, transposed, *shape.numbers)
     dtypes = (torch.int8, torch.int32, torch.float32)
-    packed = [torch.empty(length, dtype=dtype) for length, dtype in zip(lengths, dtypes, strict=True)]
+    # A transposed convolution may have no taps at all.
+    packed = [torch.empty(max(1, length), dtype=dtype) for length, dtype in zip(lengths, dtypes, strict=True)]
     addresses = (tensor.data_ptr() for tensor in packed)
     try:
         extension.int8_pack(isa, *addresses, weight.data_ptr(), transposed, *shape.numbers)
-    except ValueError as error:
+    except FloatingPointError as error:
         raise ValueError(_NOT_FINITE) from error
     return PackedWeight(shape, transposed, isa, *packed)
 
@@ -98,9 +99,7 @@ def pack_weight(weight: "torch.Tensor", shape: ConvShape, *, transposed: bool = 
 _NOT_FINITE = "weight has a NaN or an infinity, expected finite numbers to quantise; lower the learning rate"
 
 
-def int8_conv(
-    x: QuantisedTensor, weight: PackedWeight, bias: "torch.Tensor | None" = None
-) -> "torch.Tensor":
+def int8_conv(x: QuantisedTensor, weight: PackedWeight, bias: "torch.Tensor | None" = None) -> "torch.Tensor":
     r"""Convolve bytes with bytes: exact sums in 32 bits, then one factor for each channel.
 
     :math:`y = s_x s_w \sum (x - z)\, w + b`. Padding means 0.
@@ -131,7 +130,8 @@ def int8_conv(
     values = _checked(x.values, "x", from_shape)
     if bias is not None and (bias.shape != (to_shape[1],) or bias.dtype != weight.scales.dtype):
         raise ValueError(
-            f"bias has shape {tuple(bias.shape)} and is {bias.dtype}, expected ({to_shape[1]},), torch.float32"
+            f"bias has shape {tuple(bias.shape)} and is {bias.dtype}, expected ({to_shape[1]},), "
+            "torch.float32"
         )
     extension = _dispatch.extension
     if extension is None or weight.isa is None:
@@ -142,7 +142,17 @@ def int8_conv(
     bias = None if bias is None else bias.detach().contiguous()
     address = 0 if bias is None else bias.data_ptr()
     extension.int8_conv(
-        *(weight.isa, y.data_ptr(), 0, values.data_ptr(), x.zero_point, x.scale, *packed, address, transposed),
+        *(
+            weight.isa,
+            y.data_ptr(),
+            0,
+            values.data_ptr(),
+            x.zero_point,
+            x.scale,
+            *packed,
+            address,
+            transposed,
+        ),
         *(1.0, 0, 0, LEVELS, None),
         *shape.numbers,
     )

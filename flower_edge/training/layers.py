@@ -19,7 +19,8 @@ class EdgeConv2d(nn.Conv2d):
     """A convolution that trains by a rule; :func:`flower_edge.training.prepare_` makes it out of `nn.Conv2d`.
 
     Parameters, buffers, hooks and ``state_dict`` are those of `nn.Conv2d`. So is the output, unless the rule
-    folds a normalisation into it or computes in 8 bits. In eval mode, and where no gradient is wanted, the forward pass is all.
+    folds a normalisation into it or computes in 8 bits. In eval mode, and where no gradient is wanted, the
+    forward pass is all.
 
     Attributes
     ----------
@@ -122,7 +123,7 @@ def resolved_padding(layer: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]
 
 
 class EdgeLinear(nn.Linear):
-    """A linear layer that trains in 8 bits; :func:`flower_edge.training.prepare_` makes it out of `nn.Linear`.
+    """A linear layer that trains in 8 bits; :func:`prepare_` makes it out of `nn.Linear`.
 
     Parameters, hooks and ``state_dict`` are those of `nn.Linear`. In eval mode, and where no gradient is
     wanted, so is the output.

@@ -79,7 +79,9 @@ def explain(model: nn.Module) -> Paths:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
-    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, EdgeConv2d | EdgeLinear))
+    layers = (
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, EdgeConv2d | EdgeLinear)
+    )
     return Paths(tuple(_path(name or "(the model)", layer) for name, layer in layers))
 
 
