@@ -191,13 +191,19 @@ static void make_phase(const conv_work *work, const phase *at, const band *in, c
             int64_t from = (n * all->image + row * over->step[0] * all->pitch) * all->cell;
             int64_t to = (((in->image + n) * over->out_height + y) * over->out_width + at->start[1]) * channels;
             int64_t count = ceiling_of(over->out_width - at->start[1], over->out_step[1]);
-            for (int64_t column = 0; column < count; column++) {
+            const int64_t from_step = over->step[1] * all->cell, to_step = over->out_step[1] * channels;
+            while (count > 0) {
+                int64_t some = smaller(count, MOST_PIXELS - pixels);
+                for (int64_t i = 0; i < some; i++) {
+                    lists->from[pixels + i] = from + i * from_step;
+                    lists->to[pixels + i] = to + i * to_step;
+                }
+                from += some * from_step, to += some * to_step;
+                pixels += some, count -= some;
                 if (pixels == MOST_PIXELS) {
                     make_pixels(work, at, in, pixels, lists, ends);
                     pixels = 0;
                 }
-                lists->from[pixels] = from + column * over->step[1] * all->cell;
-                lists->to[pixels++] = to + column * over->out_step[1] * channels;
             }
         }
     if (pixels)

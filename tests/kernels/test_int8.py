@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flower_edge import kernels
 from flower_edge.kernels import _dispatch
-from flower_edge.kernels._int8_conv import int8_conv, int8_grad_weight, pack_weight
+from flower_edge.kernels._int8_conv import int8_conv, int8_conv_to_bytes, int8_grad_weight, pack_weight
 from flower_edge.kernels._int8_quantise import QuantisedError, dequantise, quantise, quantise_error
 from flower_edge.kernels._int8_reference import quantise_weight_reference
 from flower_edge.kernels._int8_shape import MOST_PRODUCTS, ConvShape, conv_shape
@@ -99,6 +99,23 @@ def test_kernels_are_their_twins_bit_for_bit(shape: ConvShape, seed: int, extrem
         for ours, theirs in zip(received, expected, strict=True):
             assert torch.equal(ours, theirs)
             assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+@settings(deadline=None, max_examples=20)
+@given(shapes(), st.integers(0, 2**31), st.booleans())
+def test_results_in_bytes_are_quantised_floats(shape: ConvShape, seed: int, transposed: bool) -> None:
+    x, error, weight, bias = problem(shape, seed, extreme=False)
+    source, shift = (error.values, None) if transposed else (x, bias)
+    for isa in (*ISAS, None):
+        with pytest.MonkeyPatch.context() as without, kernels.use_isa(isa or ISAS[0]):
+            if isa is None:
+                without.setattr(_dispatch, "extension", None)
+            packed = pack_weight(weight, shape, transposed=transposed)
+            floats = int8_conv(source, packed, shift)
+            expected = quantise(floats)
+            y, ends = int8_conv_to_bytes(source, packed, shift, expected.scale, expected.zero_point)
+        assert torch.equal(y.values, expected.values)
+        assert ends == (min(0.0, float(floats.min())), max(0.0, float(floats.max())))
 
 
 @settings(deadline=None, max_examples=15)
