@@ -8,16 +8,21 @@ TARGET FE_INLINE void NAME(products)(INTS sums[MOST_ROWS][MOST_VECTORS], const C
                                      int64_t count, int64_t groups, const int8_t *operands, const int vectors) {
     const int rows = ROWS_OF(vectors);
     /* sums[m][v] and sums[m + 1][v]: rows m and m + 1 by the first and by the last two columns of vector v. */
+#pragma GCC unroll 16
     for (int m = 0; m < rows; m++)
+#pragma GCC unroll 4
         for (int v = 0; v < vectors; v++)
             sums[m][v] = LANE(all)(0);
     for (int64_t s = 0; s < count; s++) {
         const CELL *a[MOST_ROWS];
+#pragma GCC unroll 16
         for (int m = 0; m < rows; m++)
             a[m] = from[m] + segments[s];
         for (int64_t g = 0; g < groups; g++, operands += vectors * LANES * GROUP)
+#pragma GCC unroll 8
             for (int m = 0; m < rows; m += 2) {
                 int8x16_t pair = vcombine_s8(vld1_s8(a[m] + g * GROUP), vld1_s8(a[m + 1] + g * GROUP));
+#pragma GCC unroll 4
                 for (int v = 0; v < vectors; v++) {
                     const int8_t *b = operands + v * LANES * GROUP;
                     sums[m][v] = NAME(dot)(sums[m][v], pair, vld1q_s8(b));
@@ -25,7 +30,9 @@ TARGET FE_INLINE void NAME(products)(INTS sums[MOST_ROWS][MOST_VECTORS], const C
                 }
             }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < rows; m += 2)
+#pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
             int64x2_t left = vreinterpretq_s64_s32(sums[m][v]), right = vreinterpretq_s64_s32(sums[m + 1][v]);
             sums[m][v] = vreinterpretq_s32_s64(vzip1q_s64(left, right));
