@@ -49,7 +49,7 @@ typedef struct {
     float low, high;
 } tile_job;
 
-/* Rows of a gram, one block of its columns: adds to `sums`. */
+/* Rows of a gram, one block of its columns: adds to `sums`, or sets them the first time. */
 typedef struct {
     const void *cells;
     const int64_t *from;
@@ -61,11 +61,12 @@ typedef struct {
     int32_t *sums;
     /* From one row of sums to the next. */
     int64_t stride;
+    int is_first;
 } gram_job;
 
-/* Where the sums of all pieces lie, and what becomes of them. */
+/* Where all copies of the sums lie, and what becomes of them. */
 typedef struct {
-    int64_t pieces, piece, stride, halves, half;
+    int64_t copies, copy, stride, halves, half;
     double scale;
 } gram_sums;
 
@@ -104,7 +105,7 @@ typedef struct {
     /* Rows of bytes, `step` apart, in groups: to[column][row in group], zeros beyond count and columns. Adds up columns. */
     void (*interleave)(int8_t *to, const uint8_t *from, int64_t step, int64_t count, int64_t columns, int64_t width,
                        int32_t *sums);
-    /* grad[column * pitch + row] = scale * (the sum of all pieces - shift), which an int32 holds; halves are put together. At
+    /* grad[column * pitch + row] = scale * (the sum of all copies - shift), which an int32 holds; halves are put together. At
      * most TURNED rows and MOST_COLUMNS columns, as many of `shift` for each half. */
     void (*finish)(float *grad, int64_t pitch, const int32_t *sums, const gram_sums *of, int64_t rows, int64_t columns,
                    const int32_t *shift);

@@ -14,6 +14,8 @@ enum {
     BEHIND = 16,
     /* Pixels whose products, of 255 by -128 at worst, an int32 is sure to hold the sum of. */
     MOST_SUMMED = 65536,
+    /* Bytes of sums that pieces have copies of; larger ones they share, and divide their columns among them. */
+    MOST_COPIED = 256 << 10,
 };
 
 typedef struct {
@@ -23,11 +25,15 @@ typedef struct {
     const uint8_t *x, *errors[2];
     int zero, halves;
     int64_t pieces;
+    /* Whether a piece is some blocks of columns of all bands, and not all columns of some bands; and how many copies of the sums
+     * there are: one, or one for each piece. */
+    int by_columns;
+    int64_t copies;
     /* Rows of a group's gram, taps times channels; the sums of the gradient itself are one row more. */
     int64_t rows;
     /* Its columns, for each half those of all blocks. */
     int64_t half, stride;
-    /* For each piece and group. What sums might not hold goes to `totals`, which is NULL where that cannot happen. */
+    /* For each copy and group. What sums might not hold goes to `totals`, which is NULL where that cannot happen. */
     int32_t *sums;
     double *totals;
     float *grad;
@@ -45,7 +51,7 @@ typedef struct {
     int64_t pitch, rows, plane;
 } gram_memory;
 
-static int64_t sums_of_piece(const gram_work *work) { return work->over->groups * (work->rows + 1) * work->stride; }
+static int64_t sums_of_copy(const gram_work *work) { return work->over->groups * (work->rows + 1) * work->stride; }
 
 /* Rows of the copy, or of the map, that some rows of the grid read. */
 static int64_t rows_read(const gram_work *work, int64_t rows) {
@@ -106,7 +112,7 @@ static void turn_map(const gram_memory *memory, const gram_work *work, const ban
 }
 
 static void add_block(const gram_memory *memory, const gram_work *work, const band *in, int64_t group, int64_t half,
-                      int64_t column, int32_t *sums) {
+                      int64_t column, int32_t *sums, int is_first) {
     const pass *over = work->over;
     const int8_version *version = work->version;
     int64_t width = width_of(version, over->out_channels - column);
@@ -114,6 +120,8 @@ static void add_block(const gram_memory *memory, const gram_work *work, const ba
     int64_t columns = smaller(width, over->out_channels - column), channels = over->groups * over->out_channels;
     int8_t *block = memory->block;
     sums += half * work->half + column;
+    if (is_first)
+        memset(sums + work->rows * work->stride, 0, (size_t)width * sizeof *sums);
     for (int64_t n = 0; n < in->images; n++)
         for (int64_t row = 0; row < in->rows; row++) {
             int64_t pixel = ((in->image + n) * over->out_height + in->row + row) * over->out_width;
@@ -132,13 +140,18 @@ static void add_block(const gram_memory *memory, const gram_work *work, const ba
         .columns = columns,
         .sums = sums,
         .stride = work->stride,
+        .is_first = is_first,
     };
     version->gram(&job);
 }
 
-static void add_band(const gram_memory *memory, const gram_work *work, int64_t i, int32_t *sums) {
+/* Adds band i, or sets the sums where it is the first. */
+static void add_band(const gram_memory *memory, const gram_work *work, int64_t i, int64_t piece, int is_first) {
     const pass *over = work->over;
-    const int64_t width = work->version->lanes * work->version->vectors;
+    const int64_t width = work->version->lanes * work->version->vectors, blocks = ceiling_of(over->out_channels, width);
+    const int64_t begin = work->by_columns ? piece * blocks / work->pieces : 0;
+    const int64_t end = work->by_columns ? (piece + 1) * blocks / work->pieces : blocks;
+    int32_t *sums = work->sums + (work->by_columns ? 0 : piece * sums_of_copy(work));
     band in;
     fe_band_of(&in, i, work->bands, over, work->version, work->x, work->zero, memory->copy);
     for (int64_t s = 0; s < in.images * in.rows; s++)
@@ -147,13 +160,13 @@ static void add_band(const gram_memory *memory, const gram_work *work, int64_t i
     for (int64_t group = 0; group < over->groups; group++, sums += (work->rows + 1) * work->stride) {
         turn_map(memory, work, &in, group);
         for (int64_t half = 0; half < work->halves; half++)
-            for (int64_t column = 0; column < over->out_channels; column += width)
-                add_block(memory, work, &in, group, half, column, sums);
+            for (int64_t block = begin; block < end; block++)
+                add_block(memory, work, &in, group, half, block * width, sums, is_first);
     }
 }
 
 static void flush(const gram_work *work, int64_t piece) {
-    int64_t count = sums_of_piece(work);
+    int64_t count = sums_of_copy(work);
     int32_t *sums = work->sums + piece * count;
     double *totals = work->totals + piece * count;
     for (int64_t i = 0; i < count; i++) {
@@ -171,14 +184,15 @@ static void gram_pieces(int64_t first, int64_t last, void *context) {
         find_rows(&memory, work);
     int64_t in_band = work->bands->images * work->bands->rows * work->over->grid[1];
     for (int64_t piece = first; !atomic_load(&work->error) && piece < last; piece++) {
-        int64_t begin = piece * work->bands->count / work->pieces, end = (piece + 1) * work->bands->count / work->pieces;
+        int64_t begin = work->by_columns ? 0 : piece * work->bands->count / work->pieces;
+        int64_t end = work->by_columns ? work->bands->count : (piece + 1) * work->bands->count / work->pieces;
         int64_t summed = 0;
         for (int64_t i = begin; i < end; i++, summed += in_band) {
             if (work->totals && summed + in_band > MOST_SUMMED) {
                 flush(work, piece);
                 summed = 0;
             }
-            add_band(&memory, work, i, work->sums + piece * sums_of_piece(work));
+            add_band(&memory, work, i, piece, i == begin);
         }
         if (work->totals)
             flush(work, piece);
@@ -186,11 +200,11 @@ static void gram_pieces(int64_t first, int64_t last, void *context) {
     release(&memory);
 }
 
-/* The sum of all pieces of what has been flushed. */
+/* The sum of all copies of what has been flushed. */
 static int64_t total(const gram_work *work, int64_t at) {
     int64_t sum = 0;
-    for (int64_t piece = 0; piece < work->pieces; piece++)
-        sum += (int64_t)work->totals[piece * sums_of_piece(work) + at];
+    for (int64_t copy = 0; copy < work->copies; copy++)
+        sum += (int64_t)work->totals[copy * sums_of_copy(work) + at];
     return sum;
 }
 
@@ -205,11 +219,11 @@ static void finish_totals(float *grad, const gram_work *work, int64_t base, int6
         }
 }
 
-/* What a zero adds to a column of all pieces' sums. */
+/* What a zero adds to a column of all copies' sums. */
 static int32_t shift_of(const gram_work *work, int64_t errors) {
     uint32_t sum = 0;
-    for (int64_t piece = 0; piece < work->pieces; piece++)
-        sum += (uint32_t)work->sums[piece * sums_of_piece(work) + errors];
+    for (int64_t copy = 0; copy < work->copies; copy++)
+        sum += (uint32_t)work->sums[copy * sums_of_copy(work) + errors];
     return (int32_t)((uint32_t)(work->zero - work->version->flip) * sum);
 }
 
@@ -217,7 +231,7 @@ static void finish_rows(int64_t first, int64_t last, void *context) {
     const gram_work *work = context;
     const pass *over = work->over;
     const int64_t blocks = ceiling_of(work->rows, TURNED);
-    const gram_sums sums = {work->pieces, sums_of_piece(work), work->stride, work->halves, work->half, (double)work->scale};
+    const gram_sums sums = {work->copies, sums_of_copy(work), work->stride, work->halves, work->half, (double)work->scale};
     for (int64_t i = first; i < last; i++) {
         int64_t group = i / blocks, row = i % blocks * TURNED, rows = smaller(TURNED, work->rows - row);
         int64_t base = group * (work->rows + 1) * work->stride, errors = base + work->rows * work->stride;
@@ -260,17 +274,23 @@ int fe_int8_grad_weight(fe_isa ceiling, float *grad, const uint8_t *x, int zero,
         .scale = scale,
     };
     work.stride = work.halves * work.half;
-    int64_t count = work.pieces * sums_of_piece(&work);
-    work.sums = calloc((size_t)count, sizeof *work.sums);
     int is_long = over.images * over.grid[0] * over.grid[1] > MOST_SUMMED;
+    int64_t blocks = ceiling_of(over.out_channels, version->lanes * version->vectors);
+    if (!is_long && blocks >= pieces && sums_of_copy(&work) > MOST_COPIED / (int64_t)sizeof(int32_t)) {
+        work.by_columns = 1;
+        work.pieces = larger(1, pieces);
+    }
+    work.copies = work.by_columns ? 1 : work.pieces;
+    int64_t count = work.copies * sums_of_copy(&work);
+    work.sums = malloc((size_t)count * sizeof *work.sums);
     work.totals = is_long ? calloc((size_t)count, sizeof *work.totals) : NULL;
     int error = -1;
     if (work.sums && (work.totals || !is_long)) {
         error = fe_parallel_for(work.pieces, 1, gram_pieces, &work);
         error = error ? error : atomic_load(&work.error);
         if (!error) {
-            int64_t blocks = over.groups * ceiling_of(work.rows, TURNED);
-            error = fe_parallel_for(blocks, 32768 / (TURNED * over.out_channels) + 1, finish_rows, &work);
+            int64_t turns = over.groups * ceiling_of(work.rows, TURNED);
+            error = fe_parallel_for(turns, 32768 / (TURNED * over.out_channels) + 1, finish_rows, &work);
         }
     }
     free(work.sums);

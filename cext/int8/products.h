@@ -195,8 +195,10 @@ TARGET FE_INLINE void NAME(gram_of)(const gram_job *job, const int vectors) {
                 break;
             int32_t *to = job->sums + (first + m) * job->stride;
 #pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++)
-                LANE(store_ints)(to + v * LANES, LANE(plus)(LANE(load_ints)(to + v * LANES), sums[m][v]));
+            for (int v = 0; v < vectors; v++) {
+                INTS before = job->is_first ? LANE(all)(0) : LANE(load_ints)(to + v * LANES);
+                LANE(store_ints)(to + v * LANES, LANE(plus)(before, sums[m][v]));
+            }
         }
     }
 }
@@ -292,8 +294,8 @@ TARGET static void NAME(finish)(float *grad, int64_t pitch, const int32_t *sums,
             int32_t all[MOST_COLUMNS];
             for (int64_t c = 0; c < columns; c++)
                 all[c] = -shift[half * MOST_COLUMNS + c];
-            for (int64_t piece = 0; piece < of->pieces; piece++) {
-                const int32_t *from = sums + piece * of->piece + row * of->stride + half * of->half;
+            for (int64_t copy = 0; copy < of->copies; copy++) {
+                const int32_t *from = sums + copy * of->copy + row * of->stride + half * of->half;
                 for (int64_t c = 0; c < columns; c++)
                     all[c] = (int32_t)((uint32_t)all[c] + (uint32_t)from[c]);
             }

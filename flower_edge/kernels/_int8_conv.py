@@ -242,7 +242,7 @@ def int8_grad_weight(x: QuantisedTensor, error: QuantisedError, shape: ConvShape
     if extension is None or not values.is_cpu:
         return int8_grad_weight_reference(x, high, low, scale, shape)
     _threads.connect(extension)
-    grad = torch.empty(shape.weight_shape, memory_format=torch.channels_last)
+    grad = empty_map(shape.weight_shape, channels_last=True)
     extension.int8_grad_weight(
         *(_dispatch.ceiling(), grad.data_ptr(), values.data_ptr(), x.zero_point, scale),
         *(high.data_ptr(), 0 if low is None else low.data_ptr(), torch.get_num_threads()),
