@@ -97,7 +97,7 @@ def quantise_weight_reference(
     """
     import torch
 
-    grouped = weight.detach().float().unflatten(0, (groups, -1))
+    grouped = weight.detach().float().reshape(groups, -1, *weight.shape[1:])
     largest = grouped.abs().amax((1, 3, 4) if transposed else (2, 3, 4), keepdim=True)
     scales = torch.where(largest > 0, (largest / 127).clamp_min(1.2e-38), 1.0)
     return (grouped * (1 / scales)).round().flatten(0, 1), scales.flatten()
@@ -132,16 +132,17 @@ def int8_conv_reference(
         float32, channels last.
     """
     import torch
+    from torch.nn.grad import conv2d_input
 
     # Sums of whole numbers are exact in float64.
     cells = x.values.double() - x.zero_point
     geometry = (shape.stride, shape.padding, shape.dilation)
     if transposed:
-        sums = torch.nn.grad.conv2d_input(shape.x_shape, values.double(), cells, *geometry, shape.groups)
+        sums = conv2d_input(shape.x_shape, values.double(), cells, *geometry, shape.groups)
     else:
         sums = torch.conv2d(cells, values.double(), None, *geometry, shape.groups)
     factors = scales * float(np.float32(x.scale))
-    y = sums.float() * factors[:, None, None]
+    y: torch.Tensor = sums.float() * factors[:, None, None]
     if bias is not None:
         y = y + bias[:, None, None]
     return y.contiguous(memory_format=torch.channels_last)
@@ -168,14 +169,14 @@ def int8_grad_weight_reference(
     torch.Tensor
         float32, shape of the weight, channels last.
     """
-    import torch
+    from torch.nn.grad import conv2d_weight
 
     errors = high.double() - ERROR_ZERO
     if low is not None:
         errors = 255 * errors + (low.double() - ERROR_ZERO)
     cells = x.values.double() - x.zero_point
     geometry = (shape.stride, shape.padding, shape.dilation, shape.groups)
-    sums = torch.nn.grad.conv2d_weight(cells, shape.weight_shape, errors, *geometry)
+    sums: "torch.Tensor" = conv2d_weight(cells, shape.weight_shape, errors, *geometry)
     return (sums * float(np.float32(scale))).float().contiguous(memory_format=torch.channels_last)
 
 
@@ -191,8 +192,9 @@ def _chances(count: int, seed: int, device: "torch.device") -> "torch.Tensor":
     bits = bits ^ (bits >> 15)
     bits = _product(bits + (mixed >> 32), 0xD35A2D97)
     bits = bits ^ (bits >> 15)
-    halves = torch.stack((bits & 0xFFFF, bits >> 16)).unflatten(1, (-1, _RUN // 2))
-    return (halves.transpose(0, 1).reshape(-1)[:count].float() * 2**-16) + 2**-17
+    halves = torch.stack((bits & 0xFFFF, bits >> 16)).reshape(2, -1, _RUN // 2)
+    chances: torch.Tensor = halves.transpose(0, 1).reshape(-1)[:count].float() * 2**-16 + 2**-17
+    return chances
 
 
 def _product(bits: "torch.Tensor", factor: int) -> "torch.Tensor":

@@ -97,7 +97,7 @@ def backward(
     tuple of Tensor
         Gradients of input and weight, channels last.
     """
-    run = _backward if is_eager(grad) else torch.ops.flower_edge.int8_conv2d_backward.default
+    run: Any = _backward if is_eager(grad) else torch.ops.flower_edge.int8_conv2d_backward.default
     found: tuple[Tensor, Tensor] = run(grad, weight, *saved, *geometry, error_bits, stochastic, *needs)
     return found
 
