@@ -169,6 +169,7 @@ def int8_grad_weight_reference(
     torch.Tensor
         float32, shape of the weight, channels last.
     """
+    import torch
     from torch.nn.grad import conv2d_weight
 
     errors = high.double() - ERROR_ZERO
@@ -176,7 +177,7 @@ def int8_grad_weight_reference(
         errors = 255 * errors + (low.double() - ERROR_ZERO)
     cells = x.values.double() - x.zero_point
     geometry = (shape.stride, shape.padding, shape.dilation, shape.groups)
-    sums: "torch.Tensor" = conv2d_weight(cells, shape.weight_shape, errors, *geometry)
+    sums: torch.Tensor = conv2d_weight(cells, shape.weight_shape, errors, *geometry)
     return (sums * float(np.float32(scale))).float().contiguous(memory_format=torch.channels_last)
 
 
