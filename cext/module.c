@@ -6,6 +6,7 @@
 
 #include "cpu.h"
 #include "gradient_filter/gradient_filter.h"
+#include "int8/int8.h"
 #include "mix/mix.h"
 #include "parallel.h"
 #include "sign_bits/sign_bits.h"
@@ -22,6 +23,7 @@ static const struct {
     {"gradient_filter", fe_gradient_filter_isa},
     {"sign_bits", fe_sign_bits_isa},
     {"spectrum", fe_spectrum_isa},
+    {"int8", fe_int8_isa},
 };
 
 int fe_as_isa(PyObject *object, fe_isa *isa) {
@@ -250,7 +252,8 @@ static PyMethodDef methods[] = {
 };
 
 static int add_families(PyObject *module) {
-    if (PyModule_AddFunctions(module, fe_gradient_filter_methods) < 0)
+    if (PyModule_AddFunctions(module, fe_gradient_filter_methods) < 0 ||
+        PyModule_AddFunctions(module, fe_int8_methods) < 0)
         return -1;
     return PyModule_AddFunctions(module, fe_spectrum_methods);
 }
