@@ -33,8 +33,8 @@ TARGET FE_INLINE VEC NAME(within)(VEC a, VEC value) {
     VEC above = _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_GT_OQ);
     return _mm256_and_ps(value, _mm256_and_ps(above, _mm256_cmp_ps(a, _mm256_set1_ps(1.0f), _CMP_LT_OQ)));
 }
-TARGET FE_INLINE unsigned NAME(equal)(VEC a, VEC b) {
-    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ));
+TARGET FE_INLINE VEC NAME(where_equal)(VEC a, VEC b, VEC value, VEC other) {
+    return _mm256_blendv_ps(other, value, _mm256_cmp_ps(a, b, _CMP_EQ_OQ));
 }
 TARGET FE_INLINE VEC NAME(load_bytes)(const uint8_t *from, int64_t n) {
     uint64_t bytes = 0;

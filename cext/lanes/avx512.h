@@ -28,7 +28,9 @@ TARGET FE_INLINE VEC NAME(within)(VEC a, VEC value) {
     __mmask16 above = _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GT_OQ);
     return _mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, a, _mm512_set1_ps(1.0f), _CMP_LT_OQ), value);
 }
-TARGET FE_INLINE unsigned NAME(equal)(VEC a, VEC b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+TARGET FE_INLINE VEC NAME(where_equal)(VEC a, VEC b, VEC value, VEC other) {
+    return _mm512_mask_mov_ps(other, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), value);
+}
 TARGET FE_INLINE VEC NAME(load_bytes)(const uint8_t *from, int64_t n) {
     __m128i bytes = _mm_setzero_si128();
     if (n == LANES) {

@@ -36,10 +36,7 @@ FE_INLINE VEC NAME(within)(VEC a, VEC value) {
     uint32x4_t inside = vandq_u32(vcgtq_f32(a, vdupq_n_f32(0.0f)), vcltq_f32(a, vdupq_n_f32(1.0f)));
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(value), inside));
 }
-FE_INLINE unsigned NAME(equal)(VEC a, VEC b) {
-    static const uint32_t bits[LANES] = {1, 2, 4, 8};
-    return vaddvq_u32(vandq_u32(vceqq_f32(a, b), vld1q_u32(bits)));
-}
+FE_INLINE VEC NAME(where_equal)(VEC a, VEC b, VEC value, VEC other) { return vbslq_f32(vceqq_f32(a, b), value, other); }
 FE_INLINE VEC NAME(load_bytes)(const uint8_t *from, int64_t n) {
     uint32_t bytes = 0;
     memcpy(&bytes, from, (size_t)n);

@@ -38,6 +38,8 @@ enum {
     GRAIN = 8192,
     /* Sums over a sample's pixels: those of norm_sums. */
     SUMS = 3,
+    /* Of a chunk: floats number them. */
+    MOST_ELEMENTS = 1 << 24,
 };
 
 fe_isa fe_range_evonorm_isa(fe_isa ceiling) {
@@ -55,7 +57,8 @@ int fe_range_evonorm_is_valid(const fe_range_evonorm *norm) {
     for (int i = 0; i < 4; i++)
         if (sizes[i] < 1 || (i < 3 && __builtin_mul_overflow(bytes, sizes[i], &bytes)))
             return 0;
-    return norm->channels % norm->groups == 0;
+    return norm->channels % norm->groups == 0 &&
+           (norm->pixels / fe_norm_chunks(norm->pixels) + 1) * norm->channels <= MOST_ELEMENTS;
 }
 
 typedef struct {
@@ -73,31 +76,24 @@ typedef struct {
 typedef struct {
     /* (chunk, channel), and then as many floats more as a group has channels. */
     float *most, *least;
-    float *gain, *shift, *slope;
-    /* (chunk, group, 2) and (group). */
-    int64_t *positions;
-    float *scale;
+    /* (channel), and (group). */
+    float *gain, *shift, *slope, *number, *scale;
 } scratch;
 
-static int64_t spread_floats(const fe_range_evonorm *norm) {
-    return fe_norm_chunks(norm->pixels) * norm->channels + norm->channels / norm->groups;
-}
-
 static void *take_scratch(scratch *of, const fe_range_evonorm *norm) {
-    int64_t rows = spread_floats(norm), channels = norm->channels;
-    int64_t positions = 2 * norm->groups * fe_norm_chunks(norm->pixels);
-    void *memory = calloc((size_t)(2 * rows + 3 * channels + norm->groups) * sizeof(float) +
-                              (size_t)positions * sizeof(int64_t),
-                          1);
+    int64_t channels = norm->channels, rows = fe_norm_chunks(norm->pixels) * channels + channels / norm->groups;
+    float *memory = calloc((size_t)(2 * rows + 4 * channels + norm->groups), sizeof *memory);
     if (!memory)
         return NULL;
-    of->positions = memory;
-    of->most = (float *)(of->positions + positions);
+    of->most = memory;
     of->least = of->most + rows;
     of->gain = of->least + rows;
     of->shift = of->gain + channels;
     of->slope = of->shift + channels;
-    of->scale = of->slope + channels;
+    of->number = of->slope + channels;
+    of->scale = of->number + channels;
+    for (int64_t c = 0; c < channels; c++)
+        of->number[c] = (float)c;
     return memory;
 }
 
@@ -115,7 +111,7 @@ static fe_norm_map of_sample(const fe_norm_map *map, int64_t at) {
     return sample;
 }
 
-static norm_job job_of(const norm_work *work, int64_t sample) {
+static norm_job job_of(const norm_work *work, int64_t sample, const scratch *of) {
     const fe_range_evonorm *norm = work->norm;
     int64_t at = sample * norm->pixels * norm->channels;
     norm_job job = {
@@ -125,6 +121,10 @@ static norm_job job_of(const norm_work *work, int64_t sample) {
         .x = of_sample(work->x, at),
         /* Without an activation the gate is 1 whatever x is. */
         .offset = norm->v ? 0.5f : 1.0f,
+        .gain = of->gain,
+        .shift = of->shift,
+        .slope = of->slope,
+        .number = of->number,
     };
     return job;
 }
@@ -163,17 +163,6 @@ static void set_channels(const norm_work *work, int64_t sample, float factor, co
     }
 }
 
-/* Afterwards the extreme of a chunk's group stands at the group's first channel. */
-static void spread_over_groups(const norm_work *work, float *rows, int which) {
-    const fe_range_evonorm *norm = work->norm;
-    int64_t per_group = norm->channels / norm->groups, reach = 1;
-    int64_t count = fe_norm_chunks(norm->pixels) * norm->channels;
-    for (; 2 * reach <= per_group; reach *= 2)
-        work->version->spread(rows, count, reach, which);
-    if (reach < per_group)
-        work->version->spread(rows, count, per_group - reach, which);
-}
-
 static void find_extremes(const norm_work *work, const norm_job *job, int64_t sample, const scratch *of) {
     int64_t chunks = fe_norm_chunks(job->pixels), channels = job->channels, block = BLOCK / channels + 1;
     for (int64_t i = 0; i < chunks * channels; i++) {
@@ -187,61 +176,75 @@ static void find_extremes(const norm_work *work, const norm_job *job, int64_t sa
             work->version->extremes(job, part, of->most + chunk * channels, of->least + chunk * channels);
         }
     }
-    spread_over_groups(work, of->most, MAXIMUM);
-    spread_over_groups(work, of->least, MINIMUM);
-    int64_t per_group = channels / job->groups, at = sample * chunks * job->groups * 2;
-    for (int64_t i = 0; i < chunks * job->groups; i++) {
-        float found[2] = {of->most[i * per_group], of->least[i * per_group]};
+    int64_t count = chunks * job->groups, width = channels / job->groups;
+    int64_t apart = work->version->reduce(of->most, count, width, MAXIMUM);
+    work->version->reduce(of->least, count, width, MINIMUM);
+    for (int64_t i = 0; i < count; i++) {
+        float found[2] = {of->most[i * apart], of->least[i * apart]};
         for (int which = 0; which < 2; which++)
             if (work->x->bytes)
-                ((uint8_t *)work->extremes)[at + 2 * i + which] = (uint8_t)found[which];
+                ((uint8_t *)work->extremes)[2 * (sample * count + i) + which] = (uint8_t)found[which];
             else
-                ((float *)work->extremes)[at + 2 * i + which] = found[which];
+                ((float *)work->extremes)[2 * (sample * count + i) + which] = found[which];
     }
 }
 
 static void normalise_sample(const norm_work *work, int64_t sample, const scratch *of) {
     const fe_range_evonorm *norm = work->norm;
-    norm_job job = job_of(work, sample);
+    norm_job job = job_of(work, sample, of);
     find_extremes(work, &job, sample, of);
     set_channels(work, sample, work->x->scale, of);
     job.y = of_sample(work->y, sample * norm->pixels * norm->channels);
-    job.gain = of->gain;
-    job.shift = of->shift;
-    job.slope = of->slope;
     job.inverse_scale = 1.0f / work->y->scale;
     work->version->normalise(&job);
     memcpy(work->bounds + 2 * sample, job.bounds, sizeof job.bounds);
 }
 
-/* Adds the gradient that goes through R; `sums` are those of the sample, and `factor` what d n is to be multiplied by. */
+static void add(norm_job *job, float *dx, float position, float share) {
+    if (!(position < MOST_ELEMENTS))
+        return;
+    float value = dx[(int64_t)position] += share;
+    job->bounds[0] = value < job->bounds[0] ? value : job->bounds[0];
+    job->bounds[1] = value > job->bounds[1] ? value : job->bounds[1];
+}
+
+/* Puts where the extremes of each (chunk, group) are into `most` and `least`; returns how far they are apart. */
+static int64_t locate_extremes(const norm_work *work, const norm_job *job, int64_t sample, const scratch *of) {
+    int64_t chunks = fe_norm_chunks(job->pixels), channels = job->channels, width = channels / job->groups;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        float *most = of->most + chunk * channels, *least = of->least + chunk * channels;
+        for (int64_t group = 0; group < job->groups; group++) {
+            float greatest = extreme(work, sample, chunk, group, MAXIMUM);
+            float smallest = extreme(work, sample, chunk, group, MINIMUM);
+            for (int64_t c = group * width; c < (group + 1) * width; c++) {
+                most[c] = greatest;
+                least[c] = smallest;
+            }
+        }
+        work->version->locate(job, chunk_of(job->pixels, chunk), most, least);
+    }
+    int64_t count = chunks * job->groups;
+    work->version->reduce(of->most, count, width, MINIMUM);
+    return work->version->reduce(of->least, count, width, MINIMUM);
+}
+
+/* Adds the gradient that goes through R; `grad_n` are the sample's sums, and `factor` is what they have to be multiplied by. */
 static void add_range_gradient(const norm_work *work, norm_job *job, int64_t sample, const float *grad_n, float factor,
                                const scratch *of) {
     const fe_range_evonorm *norm = work->norm;
-    int64_t chunks = fe_norm_chunks(norm->pixels), per_group = norm->channels / norm->groups;
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        for (int64_t c = 0; c < norm->channels; c++) {
-            of->most[c] = extreme(work, sample, chunk, c / per_group, MAXIMUM);
-            of->least[c] = extreme(work, sample, chunk, c / per_group, MINIMUM);
-        }
-        work->version->locate(job, chunk_of(norm->pixels, chunk), of->most, of->least,
-                              of->positions + 2 * chunk * norm->groups);
-    }
-    for (int64_t group = 0; group < norm->groups; group++) {
-        double through = 0.0;
+    int64_t chunks = fe_norm_chunks(norm->pixels), groups = norm->groups, per_group = norm->channels / groups;
+    int64_t apart = locate_extremes(work, job, sample, of);
+    for (int64_t group = 0; group < groups; group++) {
+        double through = 0.0, s = (double)of->scale[group];
         for (int64_t c = group * per_group; c < (group + 1) * per_group; c++)
             through += (double)(norm->weight ? norm->weight[c] : 1.0f) * (double)grad_n[c];
-        double s = (double)of->scale[group];
         float share = (float)(-through * (double)factor * s * s * (double)norm->factor / (double)chunks);
-        for (int64_t chunk = 0; chunk < chunks; chunk++)
-            for (int which = 0; which < 2; which++) {
-                int64_t position = of->positions[2 * (chunk * norm->groups + group) + which];
-                if (position < 0)
-                    continue;
-                float value = job->dx[position] += which == MAXIMUM ? share : -share;
-                job->bounds[0] = value < job->bounds[0] ? value : job->bounds[0];
-                job->bounds[1] = value > job->bounds[1] ? value : job->bounds[1];
-            }
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            float *dx = job->dx + chunk_of(norm->pixels, chunk).begin * norm->channels;
+            int64_t at = (chunk * groups + group) * apart;
+            add(job, dx, of->most[at], share);
+            add(job, dx, of->least[at], -share);
+        }
     }
 }
 
@@ -250,12 +253,10 @@ static void differentiate_sample(const norm_work *work, int64_t sample, const sc
     int64_t channels = norm->channels, per_group = channels / norm->groups;
     int64_t at = sample * norm->pixels * channels;
     float x_scale = work->x->scale, grad_scale = work->grad->scale;
-    norm_job job = job_of(work, sample);
+    norm_job job = job_of(work, sample, of);
     set_channels(work, sample, grad_scale, of);
     job.grad = of_sample(work->grad, at);
     job.dx = work->dx + at;
-    job.gain = of->gain;
-    job.slope = of->slope;
     float *own = work->sums + sample * SUMS * channels;
     norm_sums sums = {own, own + channels, own + 2 * channels};
     memset(own, 0, (size_t)(SUMS * channels) * sizeof *own);

@@ -34,12 +34,39 @@ TARGET static void NAME(extremes)(const norm_job *job, span pixels, float *most,
         NAME(extremes_of)(job, pixels, most, least, 0);
 }
 
-TARGET static void NAME(spread)(float *values, int64_t count, int64_t distance, int which) {
-    for (int64_t i = 0; i < count; i += LANES) {
-        int64_t n = least_of(count - i, LANES);
-        VEC a = NAME(load)(values + i, n), b = NAME(load)(values + i + distance, n);
-        NAME(store)(values + i, which == MAXIMUM ? NAME(maximum)(a, b) : NAME(minimum)(a, b), n);
+TARGET FE_INLINE VEC NAME(extreme)(VEC a, VEC b, int which) {
+    return which == MAXIMUM ? NAME(maximum)(a, b) : NAME(minimum)(a, b);
+}
+
+TARGET FE_INLINE int64_t NAME(reduce_of)(float *values, int64_t count, int64_t width, int which) {
+    if (width > LANES) {
+        /* Down to a vector for each group, side by side. */
+        for (int64_t group = 0; group < count; group++) {
+            const float *from = values + group * width;
+            VEC found = NAME(load)(from, LANES);
+            for (int64_t i = LANES; i < width; i += LANES)
+                found = NAME(extreme)(found, NAME(load)(from + least_of(i, width - LANES), LANES), which);
+            NAME(store)(values + group * LANES, found, LANES);
+        }
+        width = LANES;
     }
+    /* Every float becomes the extreme of `reach` floats from it on, for all groups at once; what crosses the border of a group
+     * is not looked at. */
+    for (int64_t reach = 1; reach < width; reach = least_of(2 * reach, width)) {
+        int64_t distance = least_of(reach, width - reach);
+        for (int64_t i = 0; i < count * width; i += LANES) {
+            int64_t n = least_of(count * width - i, LANES);
+            VEC found = NAME(extreme)(NAME(load)(values + i, n), NAME(load)(values + i + distance, n), which);
+            NAME(store)(values + i, found, n);
+        }
+    }
+    return width;
+}
+
+TARGET static int64_t NAME(reduce)(float *values, int64_t count, int64_t width, int which) {
+    if (which == MAXIMUM)
+        return NAME(reduce_of)(values, count, width, MAXIMUM);
+    return NAME(reduce_of)(values, count, width, MINIMUM);
 }
 
 TARGET FE_INLINE void NAME(widen)(float *bounds, VEC lowest, VEC highest) {
@@ -135,34 +162,30 @@ TARGET static void NAME(differentiate)(norm_job *job, const norm_sums *sums) {
         NAME(differentiate_of)(job, sums, 0, 0);
 }
 
-TARGET FE_INLINE void NAME(locate_of)(const norm_job *job, span pixels, const float *most, const float *least,
-                                      int64_t *positions, int bytes) {
-    const int64_t channels = job->channels, per_group = channels / job->groups;
-    for (int64_t i = 0; i < 2 * job->groups; i++)
-        positions[i] = -1;
+TARGET FE_INLINE void NAME(locate_of)(const norm_job *job, span pixels, float *most, float *least, int bytes) {
+    const int64_t channels = job->channels;
+    const VEC row = NAME(set)((float)channels), nowhere = NAME(set)(__builtin_inff());
     for (int64_t c = 0; c < channels; c += LANES) {
         int64_t n = least_of(channels - c, LANES);
-        VEC top = NAME(load)(most + c, n), bottom = NAME(load)(least + c, n);
-        unsigned no_top = (1u << n) - 1, no_bottom = no_top;
-        for (int64_t i = pixels.begin; i < pixels.end && (no_top | no_bottom); i++) {
-            int64_t element = i * channels + c;
-            VEC x = NAME(raw)(&job->x, element, n, bytes);
-            unsigned tops = NAME(equal)(x, top) & no_top, bottoms = NAME(equal)(x, bottom) & no_bottom;
-            if (tops)
-                no_top = take_hits(tops, no_top, positions + MAXIMUM, element, c, per_group, n);
-            if (bottoms)
-                no_bottom = take_hits(bottoms, no_bottom, positions + MINIMUM, element, c, per_group, n);
+        VEC top = NAME(load)(most + c, n), bottom = NAME(load)(least + c, n), top_at = nowhere, bottom_at = nowhere;
+        /* Backwards, so that the first stays. */
+        for (int64_t i = pixels.end - 1; i >= pixels.begin; i--) {
+            VEC x = NAME(raw)(&job->x, i * channels + c, n, bytes), pixel = NAME(set)((float)(i - pixels.begin));
+            top_at = NAME(where_equal)(x, top, pixel, top_at);
+            bottom_at = NAME(where_equal)(x, bottom, pixel, bottom_at);
         }
+        VEC channel = NAME(load)(job->number + c, n);
+        NAME(store)(most + c, NAME(multiply_add)(top_at, row, channel), n);
+        NAME(store)(least + c, NAME(multiply_add)(bottom_at, row, channel), n);
     }
 }
 
-TARGET static void NAME(locate)(const norm_job *job, span pixels, const float *most, const float *least,
-                                int64_t *positions) {
+TARGET static void NAME(locate)(const norm_job *job, span pixels, float *most, float *least) {
     if (job->x.bytes)
-        NAME(locate_of)(job, pixels, most, least, positions, 1);
+        NAME(locate_of)(job, pixels, most, least, 1);
     else
-        NAME(locate_of)(job, pixels, most, least, positions, 0);
+        NAME(locate_of)(job, pixels, most, least, 0);
 }
 
-static const norm_version NAME(version) = {NAME(extremes), NAME(spread), NAME(normalise), NAME(differentiate),
+static const norm_version NAME(version) = {NAME(extremes), NAME(reduce), NAME(normalise), NAME(differentiate),
                                            NAME(locate)};
