@@ -242,6 +242,9 @@ static void add_range_gradient(const norm_work *work, norm_job *job, int64_t sam
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             float *dx = job->dx + chunk_of(norm->pixels, chunk).begin * norm->channels;
             int64_t at = (chunk * groups + group) * apart;
+            /* In a chunk of equals both come to one element, where they cancel: but for their rounding, which may be large. */
+            if (of->most[at] == of->least[at])
+                continue;
             add(job, dx, of->most[at], share);
             add(job, dx, of->least[at], -share);
         }

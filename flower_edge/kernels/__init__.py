@@ -15,13 +15,12 @@ from flower_edge.kernels._patches_reference import (
     patch_means_reference,
     patch_sums_reference,
 )
-from flower_edge.kernels._range_evonorm import (
-    NormGradients,
+from flower_edge.kernels._quantised_range_evonorm import (
     quantised_range_evonorm,
     quantised_range_evonorm_backward,
-    range_evonorm,
-    range_evonorm_backward,
 )
+from flower_edge.kernels._range_evonorm import range_evonorm, range_evonorm_backward
+from flower_edge.kernels._range_evonorm_calls import NormGradients
 from flower_edge.kernels._sign_bits import (
     mask_by_bits,
     mask_by_bits_reference,

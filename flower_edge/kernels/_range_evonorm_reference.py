@@ -108,10 +108,12 @@ def normalised_backward(
     for (a, b), (top, bottom) in zip(bounds, places, strict=True):
         factor = range_factor(by_pixel.shape[3] * pixels) / len(bounds)
         share = -through * _by_pixel(scale, groups)[:, :, 0, 0] ** 2 * factor
+        # In a chunk of equals both come to one element, where they cancel: but for their rounding.
+        share = share.masked_fill((top.indices == bottom.indices).squeeze(-1), 0)
         chunk = dx[:, :, a:b].flatten(2)
         for found, sign in ((top, 1), (bottom, -1)):
             chunk = chunk.scatter_add(-1, found.indices, sign * share[..., None])
-        dx[:, :, a:b] = chunk.unflatten(2, (b - a, -1))
+        dx[:, :, a:b] = chunk.view_as(dx[:, :, a:b])
     over = (0, 2, 3)
     return (
         dx.permute(0, 1, 3, 2).reshape(x.shape),
@@ -144,7 +146,7 @@ def _activated(x: "torch.Tensor", v: "torch.Tensor | None") -> "torch.Tensor":
 
 
 def _scale(ranges: "torch.Tensor", x: "torch.Tensor", groups: int, eps: float) -> "torch.Tensor":
-    """Give s of each group, from the ranges (N, chunk, group), as (N, C, H, W) with one value for a group's elements."""
+    """Give each element the s of its group, from the ranges of shape (N, chunks, groups)."""
     samples, channels, height, width = x.shape
     elements = channels // groups * height * width
     factor = range_factor(elements) if elements > 1 else 0.0

@@ -8,12 +8,13 @@ from torch.autograd.function import once_differentiable
 
 from flower_edge import kernels
 from flower_edge.kernels._maps import is_channels_last
-from flower_edge.kernels._range_evonorm import extremes_shape
+from flower_edge.kernels._range_evonorm_calls import extremes_shape
 
 # Any: torch.library is annotated in part.
 _library: Any = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
-    "range_evonorm(Tensor x, Tensor? weight, Tensor? bias, Tensor? v, int groups, float eps) -> (Tensor, Tensor)"
+    "range_evonorm(Tensor x, Tensor? weight, Tensor? bias, Tensor? v, int groups, float eps) "
+    "-> (Tensor, Tensor)"
 )
 _library.define(
     "range_evonorm_backward(Tensor grad, Tensor x, Tensor extremes, Tensor? weight, Tensor? v, int groups, "
@@ -29,7 +30,7 @@ def _backward(
     v: Tensor | None,
     groups: int,
     eps: float,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     found = kernels.range_evonorm_backward(grad, x, extremes, weight, v, groups, eps)
     return found.x, found.weight, found.bias, found.v
 
@@ -46,7 +47,7 @@ def _computed_in(x: Tensor) -> torch.dtype:
 def _fake_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, v: Tensor | None, groups: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    return _like(x), x.new_empty(extremes_shape(tuple(x.shape), groups), dtype=_computed_in(x))
+    return _like(x), x.new_empty(extremes_shape((*x.shape[:2], *x.shape[2:]), groups), dtype=_computed_in(x))
 
 
 def _fake_backward(

@@ -11,18 +11,18 @@ from flower_edge.training._range_evonorm_ops import range_evonorm
 class RangeEvoNorm(nn.Module):
     r"""Normalise groups of channels by their range, and activate: in place of BatchNorm2d and ReLU.
 
-    .. math:: y = \gamma\, s\, x\, \mathrm{clip}(v x / 6 + 1/2, 0, 1) + \beta, \qquad s = 1 / (c R + \epsilon),
+    .. math:: y = \gamma\, s\, x\, \mathrm{clip}(v x / 6 + 1/2, 0, 1) + \beta, \quad s = 1 / (c R + \epsilon),
 
-    with :math:`\gamma, \beta, v` for each channel and s for each sample and group. A group has the m elements of
-    C / `groups` neighbouring channels of one sample, and :math:`c = 0.175\, (1 + \sqrt{\pi \ln 4}) / \sqrt{2 \ln m}`.
-    R is the mean over K chunks of max - min: the H·W pixels, row by row, are cut into K = min(16, H·W)
-    neighbouring ones, chunk k beginning at pixel floor(k·H·W / K), and a chunk has all channels of its group.
-    The gradient through max and min goes to the first element that is extreme.
+    with :math:`\gamma, \beta, v` for each channel and s for each sample and group. A group has the m elements
+    of C / `groups` neighbouring channels of one sample, and
+    :math:`c = 0.175\, (1 + \sqrt{\pi \ln 4}) / \sqrt{2 \ln m}`. R is the mean over K chunks of max - min: the
+    H·W pixels, row by row, are cut into K = min(16, H·W) chunks of neighbours, chunk k beginning at pixel
+    floor(k·H·W / K), and a chunk has all channels of its group. The gradient through max and min goes to the
+    first element that is extreme.
 
-    It has no statistics of the batch and no running ones: it is the same in train and eval mode, on any batch
-    size, and there is nothing about the data of one node in it that others would have to share. It is meant for
-    decentralised training under strong label skew, where batch statistics mislead (Aketi, Kodge, Roy, 2021);
-    elsewhere BatchNorm2d is the better choice.
+    It has no statistics of the batch and no running ones: it is the same in train and eval mode and on any
+    batch size, and says nothing about a node's data that other nodes would have to agree with. It is meant
+    for decentralised training under strong label skew (Aketi, Kodge, Roy, 2021).
 
     Inputs may be float32, float64, or halves, which are computed in float32; under autocast the dtype of the
     input is kept. Saved for the backward pass are the input and 2·K numbers for each sample and group. Second

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import fx, nn
@@ -32,10 +32,10 @@ def replace_batchnorm_(model: _Model, groups: int = 8, *, eps: float = 1e-5) -> 
     gets ``activation=False``: what activates later stays as it is. How an activation goes away:
 
     - A module that is called once becomes :class:`torch.nn.Identity`.
-    - If it is a function or method, ``relu(self.bn1(x))``, or a module that is called elsewhere too, as in the
-      blocks of torchvision's ResNets, the module whose ``forward`` has the call gets a forward written anew by
-      :mod:`torch.fx`, without it. Its class becomes a subclass of its class; parameters, children and their
-      names stay. Such a model can be copied, but not pickled whole.
+    - If it is a function or method, ``relu(self.bn1(x))``, or a module that is called elsewhere too, as in
+      the blocks of torchvision's ResNets, the module whose ``forward`` has the call gets a forward written
+      anew by :mod:`torch.fx`, without it. Its class becomes a subclass of its class; parameters, children and
+      their names stay. Such a model can be copied, but not pickled whole.
 
     Followed are calls within one ``forward``, also where the normalisation is the last of an
     :class:`torch.nn.Sequential` that is called there.
@@ -90,24 +90,23 @@ def _check(model: object) -> None:
     norms = {name: module for name, module in model.named_modules() if _is_norm(module)}
     if not norms or model in norms.values():
         raise ValueError(
-            f"found no layer of class BatchNorm2d, exactly, inside {type(model).__name__}; expected at least one"
+            f"{type(model).__name__} contains no layer of class BatchNorm2d, exactly; expected one at least"
         )
     for name, module in model.named_modules():
         if "rule" in vars(module):
             raise ValueError(
-                f"layer {name!r} is prepared; call replace_batchnorm_ before prepare_, or restore_(model) first"
+                f"layer {name!r} is prepared; call replace_batchnorm_ before prepare_, or restore_(model)"
             )
     for name, norm in norms.items():
         if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks:
             raise ValueError(f"layer {name!r} has hooks, which would be lost; remove them first")
 
 
-def _is_norm(module: nn.Module) -> bool:
+def _is_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     return type(module) is nn.BatchNorm2d
 
 
-def _made_from(norm: nn.Module, groups: int, eps: float, activation: bool) -> RangeEvoNorm:
-    assert isinstance(norm, nn.BatchNorm2d)
+def _made_from(norm: nn.BatchNorm2d, groups: int, eps: float, activation: bool) -> RangeEvoNorm:
     channels = norm.num_features
     largest = max(divisor for divisor in range(1, max(1, groups) + 1) if channels % divisor == 0)
     like = norm.weight if norm.affine else norm.running_mean
@@ -164,7 +163,7 @@ class _Calls:
         except Exception as error:
             raise ValueError(
                 f"torch.fx cannot trace the forward of {name or 'the model'!r}, a {type(module).__name__} "
-                f"({type(error).__name__}: {error}), so that it is not known what follows its normalisations; "
+                f"({type(error).__name__}: {error}), so it is not known what follows its normalisations; "
                 "write RangeEvoNorm into it by hand"
             ) from error
         self.graphs[module] = graph
@@ -190,7 +189,7 @@ class _Calls:
         return bool(followed) and all(followed)
 
     def without_activations(self, model: nn.Module) -> dict[nn.Module, type[nn.Module]]:
-        """Give new classes to the modules whose forward has to be written anew; find what is called `alone`."""
+        """Give new classes to modules whose forward is written anew, and find what is called `alone`."""
         places = Counter(child for module in model.modules() for child in module._modules.values() if child)
         classes: dict[nn.Module, type[nn.Module]] = {}
         for module, activations in self.found.items():
@@ -202,7 +201,8 @@ class _Calls:
                 if layer is not None and places[layer] == self.called[layer] == 1:
                     self.alone.append(layer)
                     continue
-                node.replace_all_uses_with(node.args[0] if node.args else node.kwargs["input"])
+                (source,) = node.all_input_nodes
+                node.replace_all_uses_with(source)
                 self.graphs[module].erase_node(node)
                 rewritten = True
             if rewritten:
