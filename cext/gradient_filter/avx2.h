@@ -2,6 +2,7 @@
 
 TARGET FE_INLINE void NAME(stream)(float *to, VEC value) { _mm256_stream_ps(to, value); }
 TARGET FE_INLINE void NAME(fence)(void) { _mm_sfence(); }
+TARGET FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return _mm256_mul_ps(a, b); }
 
 /* Shuffles stay inside halves of 128 bits; exchanging the inner quarters puts the lanes in order. */
 TARGET FE_INLINE VEC NAME(in_order)(VEC a) {

@@ -2,6 +2,7 @@
 
 TARGET FE_INLINE void NAME(stream)(float *to, VEC value) { _mm512_stream_ps(to, value); }
 TARGET FE_INLINE void NAME(fence)(void) { _mm_sfence(); }
+TARGET FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return _mm512_mul_ps(a, b); }
 
 /* Lane i of a permutation of two vectors: i counts through a, then b. */
 TARGET FE_INLINE VEC NAME(even)(VEC a, VEC b) {

@@ -3,6 +3,7 @@
 /* ARM cores see a run of whole lines being written and stop allocating them by themselves. */
 FE_INLINE void NAME(stream)(float *to, VEC value) { vst1q_f32(to, value); }
 FE_INLINE void NAME(fence)(void) {}
+FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return vmulq_f32(a, b); }
 FE_INLINE VEC NAME(even)(VEC a, VEC b) { return vuzp1q_f32(a, b); }
 FE_INLINE VEC NAME(odd)(VEC a, VEC b) { return vuzp2q_f32(a, b); }
 FE_INLINE VEC NAME(zip_low)(VEC a, VEC b) { return vzip1q_f32(a, b); }

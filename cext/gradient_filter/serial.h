@@ -3,6 +3,7 @@
 
 FE_INLINE void NAME(stream)(float *to, VEC value) { *to = value; }
 FE_INLINE void NAME(fence)(void) {}
+FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return a * b; }
 
 #include "rows.h"
 

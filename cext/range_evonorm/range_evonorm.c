@@ -7,20 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lanes/serial.h"
-#include "rows.h"
-#include "lanes/end.h"
+#include "serial.h"
 #if defined(__x86_64__)
-#include "lanes/avx2.h"
-#include "rows.h"
-#include "lanes/end.h"
-#include "lanes/avx512.h"
-#include "rows.h"
-#include "lanes/end.h"
+#include "avx2.h"
+#include "avx512.h"
 #elif defined(__aarch64__)
-#include "lanes/neon.h"
-#include "rows.h"
-#include "lanes/end.h"
+#include "neon.h"
 #endif
 
 static const norm_version *const kernels[FE_ISA_COUNT] = {

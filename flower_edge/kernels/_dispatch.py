@@ -18,6 +18,7 @@ _TWINS = {
     "gradient_filter": "torch",
     "sign_bits": "torch",
     "spectrum": "torch",
+    "int8": "torch",
     "range_evonorm": "torch",
 }
 

@@ -1,0 +1,5 @@
+/* Closes what a header of integers has opened. */
+#undef LANE
+#undef INTS
+#undef FLIP
+#undef VECTORS

@@ -1,0 +1,261 @@
+/* The gradient of a weight: sums over pixels. The map and the gradient of the output are turned so that neighbouring pixels
+ * lie side by side, band by band, and are multiplied as a convolution is. */
+#include "pass.h"
+
+#include "parallel.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+
+enum {
+    BAND_PIXELS = 512,
+    BAND_BYTES = 128 << 10,
+    /* Cells behind a row of a plane, which the last group of pixels may read. */
+    BEHIND = 16,
+    /* Pixels whose products, of 255 by -128 at worst, an int32 is sure to hold the sum of. */
+    MOST_SUMMED = 65536,
+    /* Rows of a gram that are turned together. */
+    TURNED = 16,
+};
+
+typedef struct {
+    const int8_version *version;
+    const pass *over;
+    const bands *bands;
+    const uint8_t *x, *errors[2];
+    int zero, halves;
+    int64_t pieces;
+    /* Rows of a group's gram, taps times channels; the sums of the gradient itself are one row more. */
+    int64_t rows;
+    /* Its columns, for each half those of all blocks. */
+    int64_t half, stride;
+    /* For each piece and group. What sums might not hold goes to `totals`, which is NULL where that cannot happen. */
+    int32_t *sums;
+    double *totals;
+    float *grad;
+    float scale;
+    atomic_int error;
+} gram_work;
+
+/* A piece's memory: the copy of a band, its planes, a block of the gradient, and where rows and segments begin. */
+typedef struct {
+    void *copy, *planes;
+    int8_t *block;
+    int64_t *from, *segments;
+    /* Cells of a row of a plane, rows of a plane that belong to one row of the map, and cells of a plane. */
+    int64_t pitch, columns, plane;
+} gram_memory;
+
+static int64_t sums_of_piece(const gram_work *work) { return work->over->groups * (work->rows + 1) * work->stride; }
+
+/* Rows of the copy, or of the map, that one image of a band has. */
+static int64_t rows_read(const gram_work *work, int64_t rows) {
+    const pass *over = work->over;
+    return (rows - 1) * over->step[0] + over->high[0] - over->low[0] + 1;
+}
+
+static int allocate(gram_memory *memory, const gram_work *work) {
+    const pass *over = work->over;
+    const bands *all = work->bands;
+    int64_t columns = (over->grid[1] - 1) * over->step[1] + over->high[1] - over->low[1] + 1;
+    int64_t segments = all->images * all->rows, groups = ceiling_of(over->grid[1], work->version->group);
+    memory->columns = columns;
+    memory->pitch = ceiling_of(columns, over->step[1]) + BEHIND;
+    memory->plane = all->images * rows_read(work, all->rows) * over->step[1] * memory->pitch + BEHIND;
+    memory->copy = malloc((size_t)all->bytes + BEHIND);
+    memory->planes = calloc((size_t)(memory->plane * over->channels + BEHIND), (size_t)work->version->cell);
+    memory->block = malloc((size_t)(segments * groups * work->version->group * MOST_COLUMNS));
+    memory->from = malloc((size_t)work->rows * sizeof *memory->from);
+    memory->segments = malloc((size_t)segments * sizeof *memory->segments);
+    return memory->copy && memory->planes && memory->block && memory->from && memory->segments;
+}
+
+static void release(gram_memory *memory) {
+    free(memory->copy);
+    free(memory->planes);
+    free(memory->block);
+    free(memory->from);
+    free(memory->segments);
+}
+
+/* Columns that a stride brings together lie side by side in a plane. */
+static void find_rows(gram_memory *memory, const gram_work *work) {
+    const pass *over = work->over;
+    const int64_t step = over->step[1];
+    for (int64_t t = 0; t < over->taps; t++) {
+        int64_t y = over->tap[t].offset[0] - over->low[0], x = over->tap[t].offset[1] - over->low[1];
+        for (int64_t c = 0; c < over->channels; c++)
+            memory->from[t * over->channels + c] = c * memory->plane + (y * step + x % step) * memory->pitch + x / step;
+    }
+}
+
+static void turn_map(const gram_memory *memory, const gram_work *work, const band *in, int64_t group) {
+    const pass *over = work->over;
+    const bands *all = work->bands;
+    const int64_t size = work->version->cell, step = over->step[1], rows = rows_read(work, in->rows);
+    const int64_t first = all->direct ? (over->low[0] * all->pitch + over->low[1]) * all->cell : 0;
+    const char *cells = (const char *)in->cells + (first + group * all->channels) * size;
+    for (int64_t n = 0; n < in->images; n++)
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t x = 0; x < step && x < memory->columns; x++)
+                work->version->planes(
+                    (char *)memory->planes + ((n * rows_read(work, all->rows) + row) * step + x) * memory->pitch * size,
+                    memory->plane, cells + ((n * all->image + row * all->pitch) + x) * all->cell * size, step * all->cell,
+                    ceiling_of(memory->columns - x, step), over->channels);
+}
+
+static void add_block(const gram_memory *memory, const gram_work *work, const band *in, int64_t group, int64_t half,
+                      int64_t column, int32_t *sums) {
+    const pass *over = work->over;
+    const int8_version *version = work->version;
+    int64_t groups = ceiling_of(over->grid[1], version->group), width = width_of(version, over->out_channels - column);
+    int64_t columns = smaller(width, over->out_channels - column), channels = over->groups * over->out_channels;
+    int8_t *block = memory->block;
+    sums += half * work->half + column;
+    for (int64_t n = 0; n < in->images; n++)
+        for (int64_t row = 0; row < in->rows; row++) {
+            int64_t pixel = ((in->image + n) * over->out_height + in->row + row) * over->out_width;
+            version->interleave(block, work->errors[half] + pixel * channels + group * over->out_channels + column, channels,
+                                over->out_width, columns, width, sums + work->rows * work->stride);
+            block += groups * version->group * width;
+        }
+    gram_job job = {
+        .cells = memory->planes,
+        .from = memory->from,
+        .rows = work->rows,
+        .segments = memory->segments,
+        .count = in->images * in->rows,
+        .groups = groups,
+        .errors = memory->block,
+        .columns = columns,
+        .sums = sums,
+        .stride = work->stride,
+    };
+    version->gram(&job);
+}
+
+static void add_band(const gram_memory *memory, const gram_work *work, int64_t i, int32_t *sums) {
+    const pass *over = work->over;
+    const int64_t width = work->version->lanes * work->version->vectors;
+    band in;
+    fe_band_of(&in, i, work->bands, over, work->version, work->x, work->zero, memory->copy);
+    for (int64_t s = 0; s < in.images * in.rows; s++)
+        memory->segments[s] = (s / in.rows * rows_read(work, work->bands->rows) + s % in.rows * over->step[0]) *
+                              over->step[1] * memory->pitch;
+    for (int64_t group = 0; group < over->groups; group++, sums += (work->rows + 1) * work->stride) {
+        turn_map(memory, work, &in, group);
+        for (int64_t half = 0; half < work->halves; half++)
+            for (int64_t column = 0; column < over->out_channels; column += width)
+                add_block(memory, work, &in, group, half, column, sums);
+    }
+}
+
+static void flush(const gram_work *work, int64_t piece) {
+    int64_t count = sums_of_piece(work);
+    int32_t *sums = work->sums + piece * count;
+    double *totals = work->totals + piece * count;
+    for (int64_t i = 0; i < count; i++) {
+        totals[i] += sums[i];
+        sums[i] = 0;
+    }
+}
+
+static void gram_pieces(int64_t first, int64_t last, void *context) {
+    gram_work *work = context;
+    gram_memory memory = {0};
+    if (!allocate(&memory, work))
+        atomic_store(&work->error, -1);
+    else
+        find_rows(&memory, work);
+    int64_t in_band = work->bands->images * work->bands->rows * work->over->grid[1];
+    for (int64_t piece = first; !atomic_load(&work->error) && piece < last; piece++) {
+        int64_t begin = piece * work->bands->count / work->pieces, end = (piece + 1) * work->bands->count / work->pieces;
+        int64_t summed = 0;
+        for (int64_t i = begin; i < end; i++, summed += in_band) {
+            if (work->totals && summed + in_band > MOST_SUMMED) {
+                flush(work, piece);
+                summed = 0;
+            }
+            add_band(&memory, work, i, work->sums + piece * sums_of_piece(work));
+        }
+        if (work->totals)
+            flush(work, piece);
+    }
+    release(&memory);
+}
+
+/* The sum of all pieces, as it is without their zeros and as an integer. */
+FE_INLINE double total(const gram_work *work, int64_t at, int64_t sums) {
+    int64_t count = sums_of_piece(work), sum = 0, errors = 0;
+    if (work->totals) {
+        for (int64_t piece = 0; piece < work->pieces; piece++) {
+            sum += (int64_t)work->totals[piece * count + at];
+            errors += (int64_t)work->totals[piece * count + sums];
+        }
+    } else {
+        for (int64_t piece = 0; piece < work->pieces; piece++) {
+            sum += work->sums[piece * count + at];
+            errors += work->sums[piece * count + sums];
+        }
+    }
+    return (double)(sum - (work->zero - work->version->flip) * errors);
+}
+
+static void finish_rows(int64_t first, int64_t last, void *context) {
+    const gram_work *work = context;
+    const pass *over = work->over;
+    const int64_t blocks = ceiling_of(work->rows, TURNED);
+    for (int64_t i = first; i < last; i++) {
+        int64_t group = i / blocks, begin = i % blocks * TURNED, end = smaller(begin + TURNED, work->rows);
+        int64_t base = group * (work->rows + 1) * work->stride, errors = base + work->rows * work->stride;
+        float *grad = work->grad + group * over->out_channels * work->rows;
+        for (int64_t o = 0; o < over->out_channels; o++)
+            for (int64_t row = begin; row < end; row++) {
+                double sum = total(work, base + row * work->stride + o, errors + o);
+                if (work->halves == 2)
+                    sum = FE_HALF * sum +
+                          total(work, base + row * work->stride + work->half + o, errors + work->half + o);
+                grad[o * work->rows + row] = (float)(sum * (double)work->scale);
+            }
+    }
+}
+
+int fe_int8_grad_weight(fe_isa ceiling, float *grad, const uint8_t *x, int zero, float scale, const uint8_t *high,
+                        const uint8_t *low, const fe_conv *conv, int64_t pieces) {
+    const int8_version *version = fe_int8_version(ceiling);
+    pass over;
+    bands all;
+    fe_pass_of(&over, conv, 0);
+    fe_bands_of(&all, &over, version, BAND_PIXELS, BAND_BYTES);
+    gram_work work = {
+        .version = version,
+        .over = &over,
+        .bands = &all,
+        .x = x,
+        .errors = {high, low},
+        .zero = zero,
+        .halves = low ? 2 : 1,
+        .pieces = larger(1, smaller(pieces, all.count)),
+        .rows = over.taps * over.channels,
+        .half = ceiling_of(over.out_channels, version->lanes) * version->lanes,
+        .grad = grad,
+        .scale = scale,
+    };
+    work.stride = work.halves * work.half;
+    int64_t count = work.pieces * sums_of_piece(&work);
+    work.sums = calloc((size_t)count, sizeof *work.sums);
+    int is_long = over.images * over.grid[0] * over.grid[1] > MOST_SUMMED;
+    work.totals = is_long ? calloc((size_t)count, sizeof *work.totals) : NULL;
+    int error = -1;
+    if (work.sums && (work.totals || !is_long)) {
+        error = fe_parallel_for(work.pieces, 1, gram_pieces, &work);
+        error = error ? error : atomic_load(&work.error);
+        if (!error) {
+            int64_t blocks = over.groups * ceiling_of(work.rows, TURNED);
+            error = fe_parallel_for(blocks, 32768 / (TURNED * over.out_channels) + 1, finish_rows, &work);
+        }
+    }
+    free(work.sums);
+    free(work.totals);
+    return error;
+}
