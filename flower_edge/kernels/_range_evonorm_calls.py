@@ -27,6 +27,8 @@ class Norm(NamedTuple):
 
     def to(self, dtype: "torch.dtype") -> "Norm":
         """Return it with contiguous parameters of a dtype."""
+        if all(p is None or (p.dtype == dtype and p.is_contiguous()) for p in self[:3]):
+            return self
         weight, bias, v = (None if p is None else p.to(dtype).contiguous() for p in self[:3])
         return Norm(weight, bias, v, self.groups, self.eps)
 
@@ -145,14 +147,14 @@ def run_backward(x: Map, extremes: "torch.Tensor", grad: Map, norm: Norm) -> Nor
     shape = x.values.shape
     grad_x = empty_map((shape[0], shape[1], shape[2], shape[3]), True)
     # Apart from each other: what an operator returns may not share memory.
-    grad_weight, grad_bias, grad_v = (torch.zeros(shape[1]) for _ in range(3))
-    bounds = (0.0, 0.0)
-    if grad_x.numel():
-        results = (tensor.data_ptr() for tensor in (grad_x, grad_weight, grad_bias, grad_v))
-        bounds = _extension().range_evonorm_backward(
-            _dispatch.ceiling(), *_map(x), extremes.data_ptr(), *_map(grad), *results, *_numbers(x, norm)
-        )
-    return NormGradients(grad_x, grad_weight, grad_bias, grad_v, bounds)
+    gradients = [torch.empty(shape[1]) for _ in range(3)]
+    if grad_x.numel() == 0:
+        return NormGradients(grad_x, *(gradient.zero_() for gradient in gradients), (0.0, 0.0))
+    results = (tensor.data_ptr() for tensor in (grad_x, *gradients))
+    bounds = _extension().range_evonorm_backward(
+        _dispatch.ceiling(), *_map(x), extremes.data_ptr(), *_map(grad), *results, *_numbers(x, norm)
+    )
+    return NormGradients(grad_x, *gradients, bounds)
 
 
 def _extension() -> Any:

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from flower_edge import kernels
 from flower_edge.kernels._maps import is_channels_last
 from flower_edge.kernels._range_evonorm_calls import extremes_shape
+from flower_edge.training._ops import is_eager
 
 # Any: torch.library is annotated in part.
 _library: Any = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -84,7 +85,8 @@ class _RangeEvoNorm(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         y: Tensor
-        y, extremes = torch.ops.flower_edge.range_evonorm.default(x, weight, bias, v, groups, eps)
+        run = kernels.range_evonorm if is_eager(x) else torch.ops.flower_edge.range_evonorm.default
+        y, extremes = run(x, weight, bias, v, groups, eps)
         ctx.save_for_backward(x, extremes, weight, v)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, weight, bias, v)]
         ctx.numbers = groups, eps
@@ -94,9 +96,8 @@ class _RangeEvoNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, extremes, weight, v = ctx.saved_tensors
-        gradients = torch.ops.flower_edge.range_evonorm_backward.default(
-            grad, x, extremes, weight, v, *ctx.numbers
-        )
+        run = _backward if is_eager(grad) else torch.ops.flower_edge.range_evonorm_backward.default
+        gradients = run(grad, x, extremes, weight, v, *ctx.numbers)
         return (
             *(
                 gradient.to(dtype) if needed else None

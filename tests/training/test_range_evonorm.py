@@ -186,7 +186,7 @@ def test_activations_go_away_wherever_they_are_called() -> None:
     names = set(model.state_dict())
     x = torch.randn(2, 16, 8, 8)
 
-    assert replace_batchnorm_(model) is model
+    assert replace_batchnorm_(model, activate="followed") is model
 
     assert isinstance(model, Functional)
     assert [norm.activation for norm in norms_of(model).values()] == [True, True, True, True, False]
@@ -201,7 +201,7 @@ def test_activations_go_away_wherever_they_are_called() -> None:
 
 
 def test_residual_networks() -> None:
-    model = replace_batchnorm_(resnet20(10))
+    model = replace_batchnorm_(resnet20(10), activate="followed")
 
     assert {name for name, norm in norms_of(model).items() if norm.activation} == {
         "bn1",
@@ -216,8 +216,18 @@ def test_residual_networks() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_all_layers_activate_unless_told_otherwise() -> None:
+    model = replace_batchnorm_(resnet20(10))
+
+    assert {norm.activation for norm in norms_of(model).values()} == {True}
+    block = model.layer1[0]
+    x = torch.randn(2, 16, 8, 8)
+    y = block.bn2(block.conv2(block.bn1(block.conv1(x))))
+    torch.testing.assert_close(block(x), torch.relu(y + x), rtol=0, atol=0)
+
+
 def test_plain_activations_become_identities() -> None:
-    model = replace_batchnorm_(mobilenet_v2(10, 0.5))
+    model = replace_batchnorm_(mobilenet_v2(10, 0.5), activate="followed")
 
     assert not any(isinstance(module, nn.ReLU6) for module in model.modules())
     assert all(type(module).__name__ != "Functional" for module in model.modules())
@@ -229,7 +239,7 @@ def test_parameters_stay_and_all_else_follows_the_norm() -> None:
     weight, bias = model[0].weight, model[0].bias
     weight.requires_grad_(False)
 
-    replace_batchnorm_(model.eval(), groups=8, eps=1e-3)
+    replace_batchnorm_(model.eval(), groups=8, eps=1e-3, activate="followed")
 
     first, second = norms_of(model).values()
     assert (first.weight, first.bias) == (weight, bias)
@@ -265,6 +275,8 @@ def test_a_model_that_cannot_be_changed_stays_as_it_is() -> None:
         replace_batchnorm_(hooked)
     with pytest.raises(ValueError, match=r"Linear contains no layer of class BatchNorm2d"):
         replace_batchnorm_(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="activate is 'none', expected 'all' or 'followed'"):
+        replace_batchnorm_(model, activate="none")
     with pytest.raises(TypeError, match=r"model is a str, expected a torch.nn.Module"):
         replace_batchnorm_("resnet")
 
