@@ -65,8 +65,8 @@ def replace_batchnorm_(
     TypeError
         If `model` is not a module.
     ValueError
-        If `activate` is neither, or the model has no BatchNorm2d, is prepared by :func:`prepare_`, a normalisation has hooks, or a ``forward``
-        that calls one cannot be traced by :mod:`torch.fx`.
+        If `activate` is neither, or the model has no BatchNorm2d or is prepared by :func:`prepare_`, or a
+        normalisation has hooks, or a ``forward`` that calls one cannot be traced by :mod:`torch.fx`.
     """
     _check(model)
     if activate not in ("all", "followed"):
