@@ -36,7 +36,7 @@ static int read_conv(PyObject *const *args, fe_conv *conv) {
 static PyObject *none_of(int error) {
     if (error != FE_NOT_FINITE)
         return fe_as_none(error);
-    PyErr_SetString(PyExc_ValueError, "a NaN or an infinity cannot be quantised");
+    PyErr_SetString(PyExc_FloatingPointError, "a NaN or an infinity cannot be quantised");
     return NULL;
 }
 

@@ -2,7 +2,8 @@
  *
  * CELL is how a number of a feature map lies in memory when it is multiplied, GROUP how many of them a lane multiplies at a
  * time. `broadcast` reads a group into all lanes, `operand` a group of weights for each lane; `dot` adds their products.
- * VECTORS are as many as a full block of weights has, ROWS_OF the rows of a tile that fits into registers beside it. */
+ * VECTORS are as many as a full block of weights has, ROWS_OF the rows of a tile that fits into registers beside it, and
+ * CHUNK_OF the groups whose weights do. */
 #include "x86.h"
 
 #define INTS __m256i
@@ -11,6 +12,7 @@
 #define FLIP 0
 #define VECTORS 2
 #define ROWS_OF(vectors) ((vectors) == 1 ? 8 : 5)
+#define CHUNK_OF(vectors) ((vectors) == 1 ? 2 : 1)
 
 TARGET FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return _mm256_mul_ps(a, b); }
 TARGET FE_INLINE VEC NAME(least)(VEC a, VEC b) { return _mm256_min_ps(a, b); }

@@ -11,6 +11,7 @@
 #define FLIP 0
 #define VECTORS 4
 #define ROWS_OF(vectors) ((vectors) == 1 ? 16 : (vectors) == 2 ? 12 : (vectors) == 3 ? 8 : 6)
+#define CHUNK_OF(vectors) ((vectors) == 1 ? 4 : (vectors) == 4 ? 1 : 2)
 
 TARGET FE_INLINE VEC LANE(multiply)(VEC a, VEC b) { return _mm512_mul_ps(a, b); }
 TARGET FE_INLINE VEC LANE(least)(VEC a, VEC b) { return _mm512_min_ps(a, b); }

@@ -154,6 +154,7 @@ static const int8_version NAME(version) = {
     .cells = NAME(cells),
     .planes = NAME(planes),
     .interleave = NAME(interleave),
+    .finish = NAME(finish),
     .pack = NAME(pack),
     .range = NAME(range),
     .quantise = NAME(quantise),

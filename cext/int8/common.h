@@ -16,6 +16,10 @@ enum {
     MOST_GROUP = 8,
     /* Columns of the widest block of weights. */
     MOST_COLUMNS = 64,
+    /* Groups whose weights are held in registers. */
+    MOST_CHUNK = 4,
+    /* Rows of a gram that are turned together. */
+    TURNED = 16,
     /* Pixels that a kernel is given at once. */
     MOST_PIXELS = 1024,
     MOST_TAPS = FE_LONGEST_KERNEL * FE_LONGEST_KERNEL,
@@ -59,6 +63,12 @@ typedef struct {
     int64_t stride;
 } gram_job;
 
+/* Where the sums of all pieces lie, and what becomes of them. */
+typedef struct {
+    int64_t pieces, piece, stride, halves, half;
+    double scale;
+} gram_sums;
+
 /* One block of columns of a weight. */
 typedef struct {
     /* For channel i of the result, channel k it is made from and tap t: weight[i * result + k * made + t]. */
@@ -68,6 +78,8 @@ typedef struct {
     /* In the order in which kernels go through them. */
     const int *taps;
     int64_t count;
+    /* Taps of the kernel, of which these are some. */
+    int64_t places;
     int8_t *bytes;
     float *scales;
     /* For tap t, sums[t * stride + i]. */
@@ -92,6 +104,10 @@ typedef struct {
     /* Rows of bytes, `step` apart, in groups: to[column][row in group], zeros beyond count and columns. Adds up columns. */
     void (*interleave)(int8_t *to, const uint8_t *from, int64_t step, int64_t count, int64_t columns, int64_t width,
                        int32_t *sums);
+    /* grad[column * pitch + row] = scale * (the sum of all pieces - shift), which an int32 holds; halves are put together. At
+     * most TURNED rows and MOST_COLUMNS columns, as many of `shift` for each half. */
+    void (*finish)(float *grad, int64_t pitch, const int32_t *sums, const gram_sums *of, int64_t rows, int64_t columns,
+                   const int32_t *shift);
     int (*pack)(const pack_job *job);
     /* Both ends are NaN where x is not finite. */
     void (*range)(float ends[2], const float *x, int64_t count);

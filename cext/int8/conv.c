@@ -41,6 +41,8 @@ typedef struct {
     const fe_packed *packed;
     const float *weight;
     int transposed;
+    /* Of the kernel; a phase of a transposed convolution may lack some of them. */
+    int64_t places;
     int taps[MOST_TAPS];
     atomic_int error;
 } pack_work;
@@ -51,7 +53,7 @@ static void pack_blocks(int64_t first, int64_t last, void *context) {
     const int8_version *version = work->version;
     int64_t width = version->lanes * version->vectors, blocks = ceiling_of(over->out_channels, width);
     int64_t inputs = work->transposed ? over->out_channels : over->channels;
-    int64_t outputs = work->transposed ? over->channels : over->out_channels, row = over->taps * inputs;
+    int64_t outputs = work->transposed ? over->channels : over->out_channels, row = work->places * inputs;
     for (int64_t i = first; i < last; i++) {
         int64_t group = i / blocks, column = i % blocks * width, channel = group * over->out_channels + column;
         pack_job job = {
@@ -63,6 +65,7 @@ static void pack_blocks(int64_t first, int64_t last, void *context) {
             .channels = over->channels,
             .taps = work->taps,
             .count = over->taps,
+            .places = work->places,
             .bytes = work->packed->bytes + group * bytes_of_group(version, over) +
                      column * over->taps * depth_of(version, over),
             .scales = work->packed->scales + channel,
@@ -79,12 +82,12 @@ int fe_int8_pack(fe_isa ceiling, const fe_packed *packed, const float *weight, c
     pass over;
     fe_pass_of(&over, conv, transposed);
     pack_work work = {.version = fe_int8_version(ceiling), .over = &over, .packed = packed, .weight = weight,
-                      .transposed = transposed};
+                      .transposed = transposed, .places = conv->kernel[0] * conv->kernel[1]};
     for (int64_t t = 0; t < over.taps; t++)
         work.taps[t] = over.tap[t].place;
     int64_t blocks = over.groups * ceiling_of(over.out_channels, work.version->lanes * work.version->vectors);
     int64_t work_of_block = over.taps * over.channels * smaller(over.out_channels, MOST_COLUMNS);
-    int error = fe_parallel_for(blocks, 16384 / work_of_block + 1, pack_blocks, &work);
+    int error = fe_parallel_for(blocks, 16384 / (work_of_block + 1) + 1, pack_blocks, &work);
     return error ? error : atomic_load(&work.error);
 }
 
@@ -105,7 +108,7 @@ typedef struct {
 } conv_work;
 
 typedef struct {
-    int64_t from[MOST_PIXELS], to[MOST_PIXELS], segments[MOST_TAPS];
+    int64_t from[MOST_PIXELS], to[MOST_PIXELS], segments[MOST_TAPS], run;
     int32_t shift[MOST_COLUMNS];
     float scale[MOST_COLUMNS], bias[MOST_COLUMNS];
 } conv_lists;
@@ -131,8 +134,8 @@ static void make_pixels(const conv_work *work, const phase *at, const band *in, 
                 .cells = (const char *)in->cells + group * work->bands->channels * version->cell,
                 .from = lists->from,
                 .segments = lists->segments,
-                .count = at->count,
-                .groups = depth / version->group,
+                .count = at->count / lists->run,
+                .groups = lists->run * depth / version->group,
                 .weights = work->packed->bytes + group * bytes_of_group(version, over) + column * over->taps * depth +
                            at->first * block * depth,
                 .columns = columns,
@@ -152,13 +155,32 @@ static void make_pixels(const conv_work *work, const phase *at, const band *in, 
         }
 }
 
+/* How many taps in a row read cells that lie side by side: their numbers are one long segment. */
+static int64_t run_of(const conv_work *work, const phase *at) {
+    const pass *over = work->over;
+    if (over->groups > 1 || at->count == 0)
+        return 1;
+    int64_t run = 1;
+    const tap *taps = over->tap + at->first;
+    while (run < at->count && taps[run].offset[0] == taps[0].offset[0] && taps[run].offset[1] == taps[0].offset[1] + run)
+        run++;
+    for (int64_t t = 0; t < at->count; t++) {
+        int64_t begin = t - t % run;
+        if (at->count % run != 0 || taps[t].offset[0] != taps[begin].offset[0] ||
+            taps[t].offset[1] != taps[begin].offset[1] + t % run)
+            return 1;
+    }
+    return run;
+}
+
 static void make_phase(const conv_work *work, const phase *at, const band *in, conv_lists *lists, float ends[2]) {
     const pass *over = work->over;
     const bands *all = work->bands;
     const int64_t channels = over->groups * over->out_channels;
-    for (int64_t t = 0; t < at->count; t++) {
+    lists->run = run_of(work, at);
+    for (int64_t t = 0; t < at->count; t += lists->run) {
         const int64_t *offset = over->tap[at->first + t].offset;
-        lists->segments[t] = ((offset[0] - all->low[0]) * all->pitch + offset[1] - all->low[1]) * all->cell;
+        lists->segments[t / lists->run] = ((offset[0] - all->low[0]) * all->pitch + offset[1] - all->low[1]) * all->cell;
     }
     int64_t pixels = 0;
     for (int64_t n = 0; n < in->images; n++)
@@ -169,13 +191,19 @@ static void make_phase(const conv_work *work, const phase *at, const band *in, c
             int64_t from = (n * all->image + row * over->step[0] * all->pitch) * all->cell;
             int64_t to = (((in->image + n) * over->out_height + y) * over->out_width + at->start[1]) * channels;
             int64_t count = ceiling_of(over->out_width - at->start[1], over->out_step[1]);
-            for (int64_t column = 0; column < count; column++) {
+            const int64_t from_step = over->step[1] * all->cell, to_step = over->out_step[1] * channels;
+            while (count > 0) {
+                int64_t some = smaller(count, MOST_PIXELS - pixels);
+                for (int64_t i = 0; i < some; i++) {
+                    lists->from[pixels + i] = from + i * from_step;
+                    lists->to[pixels + i] = to + i * to_step;
+                }
+                from += some * from_step, to += some * to_step;
+                pixels += some, count -= some;
                 if (pixels == MOST_PIXELS) {
                     make_pixels(work, at, in, pixels, lists, ends);
                     pixels = 0;
                 }
-                lists->from[pixels] = from + column * over->step[1] * all->cell;
-                lists->to[pixels++] = to + column * over->out_step[1] * channels;
             }
         }
     if (pixels)

@@ -3,3 +3,4 @@
 #undef INTS
 #undef FLIP
 #undef VECTORS
+#undef CHUNK_OF

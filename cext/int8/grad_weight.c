@@ -14,8 +14,6 @@ enum {
     BEHIND = 16,
     /* Pixels whose products, of 255 by -128 at worst, an int32 is sure to hold the sum of. */
     MOST_SUMMED = 65536,
-    /* Rows of a gram that are turned together. */
-    TURNED = 16,
 };
 
 typedef struct {
@@ -42,26 +40,26 @@ typedef struct {
     void *copy, *planes;
     int8_t *block;
     int64_t *from, *segments;
-    /* Cells of a row of a plane, rows of a plane that belong to one row of the map, and cells of a plane. */
-    int64_t pitch, columns, plane;
+    /* Cells of a row of a plane, rows of the map that an image has, and cells of a plane. Columns that a stride brings together
+     * lie side by side: such a row of the map is several rows of a plane. */
+    int64_t pitch, rows, plane;
 } gram_memory;
 
 static int64_t sums_of_piece(const gram_work *work) { return work->over->groups * (work->rows + 1) * work->stride; }
 
-/* Rows of the copy, or of the map, that one image of a band has. */
+/* Rows of the copy, or of the map, that some rows of the grid read. */
 static int64_t rows_read(const gram_work *work, int64_t rows) {
-    const pass *over = work->over;
-    return (rows - 1) * over->step[0] + over->high[0] - over->low[0] + 1;
+    return (rows - 1) * work->over->step[0] + work->over->high[0] - work->bands->low[0] + 1;
 }
 
 static int allocate(gram_memory *memory, const gram_work *work) {
     const pass *over = work->over;
     const bands *all = work->bands;
-    int64_t columns = (over->grid[1] - 1) * over->step[1] + over->high[1] - over->low[1] + 1;
     int64_t segments = all->images * all->rows, groups = ceiling_of(over->grid[1], work->version->group);
-    memory->columns = columns;
-    memory->pitch = ceiling_of(columns, over->step[1]) + BEHIND;
-    memory->plane = all->images * rows_read(work, all->rows) * over->step[1] * memory->pitch + BEHIND;
+    /* What is read behind a row is multiplied by zeros. */
+    memory->pitch = over->step[1] == 1 ? all->pitch : ceiling_of(all->pitch, over->step[1]) + BEHIND;
+    memory->rows = all->in_image > 1 ? rows_read(work, all->rows) : all->image / all->pitch;
+    memory->plane = all->images * memory->rows * over->step[1] * memory->pitch + BEHIND;
     memory->copy = malloc((size_t)all->bytes + BEHIND);
     memory->planes = calloc((size_t)(memory->plane * over->channels + BEHIND), (size_t)work->version->cell);
     memory->block = malloc((size_t)(segments * groups * work->version->group * MOST_COLUMNS));
@@ -78,12 +76,11 @@ static void release(gram_memory *memory) {
     free(memory->segments);
 }
 
-/* Columns that a stride brings together lie side by side in a plane. */
 static void find_rows(gram_memory *memory, const gram_work *work) {
     const pass *over = work->over;
     const int64_t step = over->step[1];
     for (int64_t t = 0; t < over->taps; t++) {
-        int64_t y = over->tap[t].offset[0] - over->low[0], x = over->tap[t].offset[1] - over->low[1];
+        int64_t y = over->tap[t].offset[0] - work->bands->low[0], x = over->tap[t].offset[1] - work->bands->low[1];
         for (int64_t c = 0; c < over->channels; c++)
             memory->from[t * over->channels + c] = c * memory->plane + (y * step + x % step) * memory->pitch + x / step;
     }
@@ -93,22 +90,27 @@ static void turn_map(const gram_memory *memory, const gram_work *work, const ban
     const pass *over = work->over;
     const bands *all = work->bands;
     const int64_t size = work->version->cell, step = over->step[1], rows = rows_read(work, in->rows);
-    const int64_t first = all->direct ? (over->low[0] * all->pitch + over->low[1]) * all->cell : 0;
-    const char *cells = (const char *)in->cells + (first + group * all->channels) * size;
+    const char *cells = (const char *)in->cells + group * all->channels * size;
+    if (step == 1) {
+        int64_t count = ((in->images - 1) * memory->rows + rows) * all->pitch;
+        work->version->planes(memory->planes, memory->plane, cells, all->cell, count, over->channels);
+        return;
+    }
     for (int64_t n = 0; n < in->images; n++)
         for (int64_t row = 0; row < rows; row++)
-            for (int64_t x = 0; x < step && x < memory->columns; x++)
+            for (int64_t x = 0; x < step && x < all->pitch; x++)
                 work->version->planes(
-                    (char *)memory->planes + ((n * rows_read(work, all->rows) + row) * step + x) * memory->pitch * size,
-                    memory->plane, cells + ((n * all->image + row * all->pitch) + x) * all->cell * size, step * all->cell,
-                    ceiling_of(memory->columns - x, step), over->channels);
+                    (char *)memory->planes + ((n * memory->rows + row) * step + x) * memory->pitch * size, memory->plane,
+                    cells + (n * all->image + row * all->pitch + x) * all->cell * size, step * all->cell,
+                    ceiling_of(all->pitch - x, step), over->channels);
 }
 
 static void add_block(const gram_memory *memory, const gram_work *work, const band *in, int64_t group, int64_t half,
                       int64_t column, int32_t *sums) {
     const pass *over = work->over;
     const int8_version *version = work->version;
-    int64_t groups = ceiling_of(over->grid[1], version->group), width = width_of(version, over->out_channels - column);
+    int64_t width = width_of(version, over->out_channels - column);
+    int64_t groups = ceiling_of(over->grid[1], version->group);
     int64_t columns = smaller(width, over->out_channels - column), channels = over->groups * over->out_channels;
     int8_t *block = memory->block;
     sums += half * work->half + column;
@@ -140,8 +142,8 @@ static void add_band(const gram_memory *memory, const gram_work *work, int64_t i
     band in;
     fe_band_of(&in, i, work->bands, over, work->version, work->x, work->zero, memory->copy);
     for (int64_t s = 0; s < in.images * in.rows; s++)
-        memory->segments[s] = (s / in.rows * rows_read(work, work->bands->rows) + s % in.rows * over->step[0]) *
-                              over->step[1] * memory->pitch;
+        memory->segments[s] =
+            (s / in.rows * memory->rows + s % in.rows * over->step[0]) * over->step[1] * memory->pitch;
     for (int64_t group = 0; group < over->groups; group++, sums += (work->rows + 1) * work->stride) {
         turn_map(memory, work, &in, group);
         for (int64_t half = 0; half < work->halves; half++)
@@ -184,39 +186,55 @@ static void gram_pieces(int64_t first, int64_t last, void *context) {
     release(&memory);
 }
 
-/* The sum of all pieces, as it is without their zeros and as an integer. */
-FE_INLINE double total(const gram_work *work, int64_t at, int64_t sums) {
-    int64_t count = sums_of_piece(work), sum = 0, errors = 0;
-    if (work->totals) {
-        for (int64_t piece = 0; piece < work->pieces; piece++) {
-            sum += (int64_t)work->totals[piece * count + at];
-            errors += (int64_t)work->totals[piece * count + sums];
+/* The sum of all pieces of what has been flushed. */
+static int64_t total(const gram_work *work, int64_t at) {
+    int64_t sum = 0;
+    for (int64_t piece = 0; piece < work->pieces; piece++)
+        sum += (int64_t)work->totals[piece * sums_of_piece(work) + at];
+    return sum;
+}
+
+static void finish_totals(float *grad, const gram_work *work, int64_t base, int64_t first, int64_t rows) {
+    const int64_t errors = base + work->rows * work->stride, zero = work->zero - work->version->flip;
+    for (int64_t o = 0; o < work->over->out_channels; o++)
+        for (int64_t row = first; row < first + rows; row++) {
+            double sum = 0.0;
+            for (int64_t at = o; at < work->stride; at += work->half)
+                sum = FE_HALF * sum + (double)(total(work, base + row * work->stride + at) - zero * total(work, errors + at));
+            grad[o * work->rows + row] = (float)(sum * (double)work->scale);
         }
-    } else {
-        for (int64_t piece = 0; piece < work->pieces; piece++) {
-            sum += work->sums[piece * count + at];
-            errors += work->sums[piece * count + sums];
-        }
-    }
-    return (double)(sum - (work->zero - work->version->flip) * errors);
+}
+
+/* What a zero adds to a column of all pieces' sums. */
+static int32_t shift_of(const gram_work *work, int64_t errors) {
+    uint32_t sum = 0;
+    for (int64_t piece = 0; piece < work->pieces; piece++)
+        sum += (uint32_t)work->sums[piece * sums_of_piece(work) + errors];
+    return (int32_t)((uint32_t)(work->zero - work->version->flip) * sum);
 }
 
 static void finish_rows(int64_t first, int64_t last, void *context) {
     const gram_work *work = context;
     const pass *over = work->over;
     const int64_t blocks = ceiling_of(work->rows, TURNED);
+    const gram_sums sums = {work->pieces, sums_of_piece(work), work->stride, work->halves, work->half, (double)work->scale};
     for (int64_t i = first; i < last; i++) {
-        int64_t group = i / blocks, begin = i % blocks * TURNED, end = smaller(begin + TURNED, work->rows);
+        int64_t group = i / blocks, row = i % blocks * TURNED, rows = smaller(TURNED, work->rows - row);
         int64_t base = group * (work->rows + 1) * work->stride, errors = base + work->rows * work->stride;
         float *grad = work->grad + group * over->out_channels * work->rows;
-        for (int64_t o = 0; o < over->out_channels; o++)
-            for (int64_t row = begin; row < end; row++) {
-                double sum = total(work, base + row * work->stride + o, errors + o);
-                if (work->halves == 2)
-                    sum = FE_HALF * sum +
-                          total(work, base + row * work->stride + work->half + o, errors + work->half + o);
-                grad[o * work->rows + row] = (float)(sum * (double)work->scale);
-            }
+        if (work->totals) {
+            finish_totals(grad, work, base, row, rows);
+            continue;
+        }
+        for (int64_t o = 0; o < over->out_channels; o += MOST_COLUMNS) {
+            int32_t shift[2 * MOST_COLUMNS];
+            int64_t columns = smaller(MOST_COLUMNS, over->out_channels - o);
+            for (int64_t half = 0; half < work->halves; half++)
+                for (int64_t c = 0; c < columns; c++)
+                    shift[half * MOST_COLUMNS + c] = shift_of(work, errors + half * work->half + o + c);
+            work->version->finish(grad + o * work->rows + row, work->rows, work->sums + base + row * work->stride + o, &sums,
+                                  rows, columns, shift);
+        }
     }
 }
 

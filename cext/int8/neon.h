@@ -5,6 +5,7 @@
 #define FLIP 0x80
 #define VECTORS 4
 #define ROWS_OF(vectors) ((vectors) <= 2 ? 8 : (vectors) == 3 ? 6 : 5)
+#define CHUNK_OF(vectors) ((vectors) <= 2 ? 2 : 1)
 
 FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return vmulq_f32(a, b); }
 FE_INLINE VEC NAME(least)(VEC a, VEC b) { return vminq_f32(a, b); }

@@ -17,7 +17,7 @@ FE_INLINE uint8_t NAME(nearest_byte)(float value) {
 }
 
 TARGET FE_INLINE void NAME(largest)(int32_t *magnitudes, const pack_job *job) {
-    const int64_t columns = job->columns, whole = job->count * job->channels;
+    const int64_t columns = job->columns, whole = job->places * job->channels;
     for (int64_t i = 0; i < columns; i++)
         magnitudes[i] = 0;
     if (job->made == 1) {
@@ -31,7 +31,7 @@ TARGET FE_INLINE void NAME(largest)(int32_t *magnitudes, const pack_job *job) {
         return;
     }
     for (int64_t k = 0; k < job->channels; k++)
-        for (int64_t t = 0; t < job->count; t++) {
+        for (int64_t t = 0; t < job->places; t++) {
             const float *weight = job->weight + k * job->made + t * job->tap;
             for (int64_t i = 0; i < columns; i++)
                 magnitudes[i] = NAME(magnitude)(weight[i]) > magnitudes[i] ? NAME(magnitude)(weight[i]) : magnitudes[i];

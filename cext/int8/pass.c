@@ -71,8 +71,9 @@ static void transposed_taps(pass *of, const fe_conv *conv) {
         for (int64_t x = 0; x < smaller(conv->stride[1], conv->width); x++) {
             phase *next = of->phase + of->phases++;
             *next = (phase){{y, x}, of->taps, 0};
-            for (int64_t i = 0; i < conv->kernel[0]; i++)
-                for (int64_t j = 0; j < conv->kernel[1]; j++) {
+            /* From the last tap on, so that what they read lies one behind the other. */
+            for (int64_t i = conv->kernel[0] - 1; i >= 0; i--)
+                for (int64_t j = conv->kernel[1] - 1; j >= 0; j--) {
                     tap found = {{0, 0}, (int)(i * conv->kernel[1] + j)};
                     if (leads(conv, 0, y, i, found.offset) && leads(conv, 1, x, j, found.offset + 1))
                         extend(of, &found);

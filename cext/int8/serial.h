@@ -7,6 +7,7 @@
 #define FLIP 0
 #define VECTORS 4
 #define ROWS_OF(vectors) 4
+#define CHUNK_OF(vectors) 1
 
 FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return a * b; }
 FE_INLINE VEC NAME(least)(VEC a, VEC b) { return a < b ? a : b; }

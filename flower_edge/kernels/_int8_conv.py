@@ -1,7 +1,7 @@
 """Convolutions of bytes: forward, for the gradient of the input, and for that of the weight."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._int8_quantise import QuantisedError
@@ -9,6 +9,8 @@ from flower_edge.kernels._int8_reference import (
     int8_conv_reference,
     int8_grad_weight_reference,
     quantise_weight_reference,
+    round_reference,
+    value_range_reference,
 )
 from flower_edge.kernels._int8_shape import ConvShape
 from flower_edge.kernels._maps import check_floating, check_no_gradient, empty_map, is_served
@@ -86,11 +88,12 @@ def pack_weight(weight: "torch.Tensor", shape: ConvShape, *, transposed: bool = 
     isa = _dispatch.ceiling()
     lengths = extension.int8_packed_sizes(isa, transposed, *shape.numbers)
     dtypes = (torch.int8, torch.int32, torch.float32)
-    packed = [torch.empty(length, dtype=dtype) for length, dtype in zip(lengths, dtypes, strict=True)]
+    # A transposed convolution may have no taps at all.
+    packed = [torch.empty(max(1, length), dtype=dtype) for length, dtype in zip(lengths, dtypes, strict=True)]
     addresses = (tensor.data_ptr() for tensor in packed)
     try:
         extension.int8_pack(isa, *addresses, weight.data_ptr(), transposed, *shape.numbers)
-    except ValueError as error:
+    except FloatingPointError as error:
         raise ValueError(_NOT_FINITE) from error
     return PackedWeight(shape, transposed, isa, *packed)
 
@@ -98,9 +101,7 @@ def pack_weight(weight: "torch.Tensor", shape: ConvShape, *, transposed: bool = 
 _NOT_FINITE = "weight has a NaN or an infinity, expected finite numbers to quantise; lower the learning rate"
 
 
-def int8_conv(
-    x: QuantisedTensor, weight: PackedWeight, bias: "torch.Tensor | None" = None
-) -> "torch.Tensor":
+def int8_conv(x: QuantisedTensor, weight: PackedWeight, bias: "torch.Tensor | None" = None) -> "torch.Tensor":
     r"""Convolve bytes with bytes: exact sums in 32 bits, then one factor for each channel.
 
     :math:`y = s_x s_w \sum (x - z)\, w + b`. Padding means 0.
@@ -124,29 +125,88 @@ def int8_conv(
     ValueError
         If `x` or `bias` has another shape than the convolution says.
     """
-    shape, transposed = weight.shape, weight.transposed
-    from_shape, to_shape = shape.x_shape, shape.y_shape
-    if transposed:
-        from_shape, to_shape = to_shape, from_shape
-    values = _checked(x.values, "x", from_shape)
-    if bias is not None and (bias.shape != (to_shape[1],) or bias.dtype != weight.scales.dtype):
+    x = _checked_input(x, weight, bias)
+    if _dispatch.extension is None or weight.isa is None:
+        return _twin(x, weight, bias)
+    y = empty_map(_result_shape(weight), channels_last=True)
+    _run(x, weight, bias, (y.data_ptr(), 0), (1.0, 0))
+    return y
+
+
+def int8_conv_to_bytes(
+    x: QuantisedTensor, weight: PackedWeight, bias: "torch.Tensor | None", scale: float, zero_point: int
+) -> tuple[QuantisedTensor, tuple[float, float]]:
+    """Do what :func:`int8_conv` does, and quantise the result before it reaches memory.
+
+    Parameters
+    ----------
+    x, weight, bias
+        As in :func:`int8_conv`.
+    scale : float
+        Of the result; what lies beyond its 256 levels is cut.
+    zero_point : int
+        Likewise, 0 to 255.
+
+    Returns
+    -------
+    y : QuantisedTensor
+        The result, rounded to nearest.
+    ends : tuple of float
+        The least and the greatest of the result before it was cut, and 0: for the scale of the next one.
+
+    Raises
+    ------
+    ValueError
+        As :func:`int8_conv`; also if `scale` or `zero_point` is out of its range.
+    """
+    import torch
+
+    x = _checked_input(x, weight, bias)
+    values = torch.empty(_result_shape(weight), dtype=torch.uint8, memory_format=torch.channels_last)
+    y = QuantisedTensor(values, scale, zero_point)
+    if _dispatch.extension is None or weight.isa is None:
+        floats = _twin(x, weight, bias)
+        values = round_reference(floats, 1 / scale, zero_point, 0, LEVELS, None)
+        return QuantisedTensor(values, scale, zero_point), value_range_reference(floats)
+    return y, _run(x, weight, bias, (0, values.data_ptr()), (1 / scale, zero_point))
+
+
+def _result_shape(weight: PackedWeight) -> tuple[int, int, int, int]:
+    return weight.shape.x_shape if weight.transposed else weight.shape.y_shape
+
+
+def _checked_input(x: QuantisedTensor, weight: PackedWeight, bias: "torch.Tensor | None") -> QuantisedTensor:
+    values = _checked(x.values, "x", weight.shape.y_shape if weight.transposed else weight.shape.x_shape)
+    channels = _result_shape(weight)[1]
+    if bias is not None and (bias.shape != (channels,) or bias.dtype != weight.scales.dtype):
         raise ValueError(
-            f"bias has shape {tuple(bias.shape)} and is {bias.dtype}, expected ({to_shape[1]},), torch.float32"
+            f"bias has shape {tuple(bias.shape)} and is {bias.dtype}, expected ({channels},), torch.float32"
         )
-    extension = _dispatch.extension
-    if extension is None or weight.isa is None:
-        return int8_conv_reference(x, weight.values, weight.scales, bias, shape, transposed)
+    return QuantisedTensor(values, x.scale, x.zero_point)
+
+
+def _twin(x: QuantisedTensor, weight: PackedWeight, bias: "torch.Tensor | None") -> "torch.Tensor":
+    return int8_conv_reference(x, weight.values, weight.scales, bias, weight.shape, weight.transposed)
+
+
+def _run(
+    x: QuantisedTensor,
+    weight: PackedWeight,
+    bias: "torch.Tensor | None",
+    to: tuple[int, int],
+    rounding: tuple[float, int],
+) -> tuple[float, float]:
+    extension: Any = _dispatch.extension
     _threads.connect(extension)
-    y = empty_map(to_shape, channels_last=True)
     packed = weight.values.data_ptr(), weight.sums.data_ptr(), weight.scales.data_ptr()
     bias = None if bias is None else bias.detach().contiguous()
     address = 0 if bias is None else bias.data_ptr()
-    extension.int8_conv(
-        *(weight.isa, y.data_ptr(), 0, values.data_ptr(), x.zero_point, x.scale, *packed, address, transposed),
-        *(1.0, 0, 0, LEVELS, None),
-        *shape.numbers,
+    ends = extension.int8_conv(
+        *(weight.isa, *to, x.values.data_ptr(), x.zero_point, x.scale, *packed, address, weight.transposed),
+        *(*rounding, 0, LEVELS, None),
+        *weight.shape.numbers,
     )
-    return y
+    return float(ends[0]), float(ends[1])
 
 
 def int8_grad_weight(x: QuantisedTensor, error: QuantisedError, shape: ConvShape) -> "torch.Tensor":

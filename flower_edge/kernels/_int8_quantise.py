@@ -85,8 +85,8 @@ def quantise_error(grad: "torch.Tensor", bits: int = 8, seed: int | None = None)
     bits : {8, 16}, default 8
         Whether its 16 bits are wanted as well; these are rounded to nearest.
     seed : int, optional
-        The 8 bits are rounded up with a probability that keeps the mean: by random numbers that are a function
-        of this seed, of which 64 bits count, and of the place in memory alone. Default: to nearest.
+        The 8 bits are rounded up with a probability that keeps the mean: by random numbers that are a
+        function of this seed, of which 64 bits count, and of the place in memory alone. Default: to nearest.
 
     Returns
     -------
@@ -152,13 +152,14 @@ def _value_range(x: "torch.Tensor") -> tuple[float, float]:
     else:
         _threads.connect(extension)
         try:
-            return extension.value_range(_dispatch.ceiling(), x.data_ptr(), x.numel())  # type: ignore[no-any-return]
-        except ValueError:
+            ends = extension.value_range(_dispatch.ceiling(), x.data_ptr(), x.numel())
+            return float(ends[0]), float(ends[1])
+        except FloatingPointError:
             low = high = math.nan
     if not math.isfinite(low) or not math.isfinite(high):
         raise ValueError(
-            f"a tensor of shape {tuple(x.shape)} has a NaN or an infinity, expected finite numbers to quantise; "
-            "lower the learning rate, or look for the step where it came up"
+            f"a tensor of shape {tuple(x.shape)} has a NaN or an infinity, expected finite numbers to "
+            "quantise; lower the learning rate, or look for the step where it came up"
         )
     return low, high
 

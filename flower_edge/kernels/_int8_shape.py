@@ -98,8 +98,8 @@ def conv_shape(
         length = x_shape[2 + axis] + 2 * padding[axis]
         if length < reach or min(padding) < 0 or min(dilation) < 1:
             raise ValueError(
-                f"the kernel reaches over {reach} cells with dilation {tuple(dilation)}, expected at most the "
-                f"{length} of the map with padding {tuple(padding)}"
+                f"the kernel reaches over {reach} cells with dilation {tuple(dilation)}, expected at most "
+                f"the {length} of the map with padding {tuple(padding)}"
             )
         if max(length, reach) > LONGEST_SIDE:
             raise ValueError(f"a side of the map has {length} cells, expected at most {LONGEST_SIDE}")

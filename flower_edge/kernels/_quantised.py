@@ -16,7 +16,7 @@ ERROR_ZERO = 128
 
 @dataclass(frozen=True, slots=True)
 class QuantisedTensor:
-    r"""Numbers in 8 bits, one scale for all of them: :math:`x = \text{scale} \, (\text{values} - \text{zero})`.
+    r"""Numbers in 8 bits, one scale for all: :math:`x = \text{scale} \, (\text{values} - \text{zero})`.
 
     Zero itself is always a value, so that padding with zeros is exact.
 

@@ -11,8 +11,9 @@ from flower_edge.training.choice import Choice
 from flower_edge.training.elastic import ElasticTrainer
 from flower_edge.training.frozen_norm import FrozenNorm
 from flower_edge.training.gradient_filter import GradientFilter
+from flower_edge.training.int8 import Int8Training
 from flower_edge.training.kept_profiles import kept_profile
-from flower_edge.training.layers import EdgeConv2d
+from flower_edge.training.layers import EdgeConv2d, EdgeLinear
 from flower_edge.training.lean_activations import LeanActivations
 from flower_edge.training.memory import SavedBytes, saved_bytes
 from flower_edge.training.paths import LayerPath, Paths, explain
@@ -31,10 +32,12 @@ __all__ = [
     "Choice",
     "Deadline",
     "EdgeConv2d",
+    "EdgeLinear",
     "ElasticTrainer",
     "Energy",
     "FrozenNorm",
     "GradientFilter",
+    "Int8Training",
     "LayerPath",
     "LeanActivations",
     "Memory",
