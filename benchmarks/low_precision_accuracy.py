@@ -35,7 +35,7 @@ SEEDS = 3
 BATCH = 16
 """Images of one node in a step."""
 
-# How far a choice is from what matters most: Range-EvoNorm in both arithmetics on a ring of 8, fp32 on the links.
+# How far a choice is from what matters most: both arithmetics with Range-EvoNorm, fp32 exchange, a ring of 8.
 LATER: dict[str, dict[Any, int]] = {
     "skew": {0.0: 0, 1.0: 0, 0.8: 0, 0.6: 3},
     "norm": {"Range-EvoNorm": 0, "BatchNorm": 1, "EvoNorm": 2},
