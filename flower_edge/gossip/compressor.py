@@ -193,7 +193,8 @@ class Codec:
         small, rest = ([vector[here] for here in places] for places in self._places)
         parts: list[npt.NDArray[np.generic]] = [part.astype("<f4", copy=False) for part in small]
         if rest:
-            parts += self.compressor.pack(np.concatenate(rest), self._blocks, draw)
+            joined = rest[0] if len(rest) == 1 else np.concatenate(rest)
+            parts += self.compressor.pack(joined, self._blocks, draw)
         return b"".join([self._header, *(part.data for part in parts)])
 
     def decode(self, message: Payload) -> Vector:
