@@ -5,7 +5,8 @@
 The quickstart (33 nodes, digits, label skew) is trained with models in fp32 and with each compressor, on the
 full graph's Metropolis weights, which stay (CHOCO-SGD), and on the optimised plan, whose links change from
 round to round (link by link). Nothing else differs between runs with one seed. Accuracies are measured, bytes
-counted at the codec. Runs are kept, so that a benchmark that was cut off goes on. Codecs are measured side by side with a copy of the same vector, on one thread.
+counted at the codec. Runs are kept, so that a benchmark that was cut off goes on. Codecs are measured side by
+side with a copy of the same vector, on one thread.
 """
 
 import argparse

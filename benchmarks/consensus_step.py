@@ -32,10 +32,10 @@ from flower_edge.gossip import (
 from flower_edge.strategies.fleet import Fleet
 from flower_edge.strategies.mixing import MakeMixer
 
-GAMMAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+GAMMAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 COMPRESSORS: tuple[Compressor, ...] = (Int8(), Int4(), SignNorm(), TopK(0.1), TopK(0.01))
 ROWS, CHANNEL = 4, 250
-ROUNDS = 160
+ROUNDS = 80
 RESOLUTION = 1e-5
 """Of the first distance: below this, fp32's rounding shows."""
 
@@ -48,12 +48,11 @@ def plans(quick: bool) -> dict[str, GossipPlan]:
     few = {"torus of 16": full_graph_plan(load_graph(torus))}
     if quick:
         return few
-    mesh = load_graph("geometric:33:187")
+    mesh = optimize(load_graph("geometric:33:187"), UnicastEnergy(1.0, 1.0, 1.0), mode="fastest")
     return {
         "ring of 16": full_graph_plan(load_graph("ring:16")),
         **few,
-        "mesh of 33, Metropolis": full_graph_plan(mesh),
-        "mesh of 33, least rho": optimize(mesh, UnicastEnergy(1.0, 1.0, 1.0), mode="fastest"),
+        "mesh of 33, least rho": mesh,
         "complete, 8": full_graph_plan(load_graph("complete:8")),
     }
 
@@ -77,7 +76,7 @@ def rate(plan: GossipPlan, mixer: MakeMixer, compressor: Compressor) -> float:
 def main(bench: Benchmark) -> None:
     """Compare the rule with the best of the grid on each plan."""
     compressors = COMPRESSORS[1:4:2] if bench.quick else COMPRESSORS
-    gammas = GAMMAS[2:10:3] if bench.quick else GAMMAS
+    gammas = GAMMAS[2:8:2] if bench.quick else GAMMAS
     slowest, largest = 0.0, 0.0
     for name, plan in plans(bench.quick).items():
         for compressor in compressors:

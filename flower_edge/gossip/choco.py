@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flower_edge.gossip._messages import LONGEST_HEADER, Letter, seal, unseal
+from flower_edge.gossip._messages import Letter, seal, unseal
 from flower_edge.gossip.codec import Vector
 from flower_edge.gossip.compressed import CompressedMixer
 from flower_edge.gossip.compressor import Codec, Float32
@@ -99,8 +99,8 @@ class ChocoSGD(CompressedMixer):
 
     @property
     def largest_message(self) -> int:
-        """The most bytes that a neighbour sends."""
-        return LONGEST_HEADER + self._whole.largest_message + self.codec.largest_message
+        """The most bytes that a neighbour sends: something new, and all that was missed."""
+        return super().largest_message + self._whole.largest_message
 
     def outgoing(self, model: Vector, neighbours: Collection[int]) -> dict[int, bytes]:
         """Return the move of the public copy, and for some what they have missed; see `Mixer.outgoing`."""

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from flower_edge.gossip._messages import Letter, seal, unseal
+from flower_edge.gossip._messages import LONGEST_HEADER, Letter, seal, unseal
 from flower_edge.gossip.codec import Vector, is_finite
 from flower_edge.gossip.compressor import Codec
 from flower_edge.gossip.consensus_step import consensus_step
@@ -70,6 +70,11 @@ class CompressedMixer(Mixer[bytes]):
     def codec_name(self) -> str:
         """The codec's."""
         return self.codec.name
+
+    @property
+    def largest_message(self) -> int:
+        """The most bytes that a neighbour sends."""
+        return LONGEST_HEADER + self.codec.largest_message
 
     def compressed(self, vector: Vector) -> tuple[bytes, Vector]:
         """Return a vector's bytes, and what those who receive them will read."""

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from flower_edge.gossip._messages import LONGEST_HEADER, Letter, seal, unseal
+from flower_edge.gossip._messages import Letter, seal, unseal
 from flower_edge.gossip.codec import Vector
 from flower_edge.gossip.compressed import CompressedMixer
 from flower_edge.gossip.compressor import Codec
@@ -72,11 +72,6 @@ class LinkChoco(CompressedMixer):
     def default_gamma(cls, plan: GossipPlan, codec: Codec) -> float:
         """Return 1: the error of a link falls with the difference between its own ends."""
         return 1.0
-
-    @property
-    def largest_message(self) -> int:
-        """The most bytes that a neighbour sends."""
-        return LONGEST_HEADER + self.codec.largest_message
 
     def outgoing(self, model: Vector, neighbours: Collection[int]) -> dict[int, bytes]:
         """Return, for each, the compressed difference to the link's reference; see `Mixer.outgoing`."""

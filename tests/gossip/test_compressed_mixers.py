@@ -94,6 +94,7 @@ class Network:
                 if j != i and {i, j} <= live and not fails(t, min(i, j), max(i, j)) and not lost(t, j, i)
             }
             self.bytes += sum(map(len, received.values()))
+            assert max(map(len, received.values()), default=0) <= mixer.largest_message
             if i in live:
                 self.models[i] = mixer.mix(self.models[i], rows[i], received)
         self.round += 1

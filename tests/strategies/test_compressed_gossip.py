@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Message
 from flwr.clientapp import ClientApp
 from local_grid import LocalGrid
 from records import to_numpy
@@ -122,6 +122,28 @@ def test_compression_changes_little_of_what_is_learned(
         np.testing.assert_allclose(to_numpy(compressed.arrays)[name], array, rtol=1e-4)
     spreads = [run.train_metrics_clientapp[8]["consensus-distance"] for run in (plain, compressed)]
     assert spreads[1] == pytest.approx(spreads[0], rel=0.05)
+
+
+def test_arrays_that_a_reply_lacks_are_mixed_as_they_were_sent(
+    plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord
+) -> None:
+    """The counter of steps is left out by one node, in every round; its weights are mixed all the same."""
+
+    def leave_out(partition: int, message: Message, reply: Message) -> Message:
+        if partition == 2 and message.metadata.message_type == "train":
+            arrays = reply.content["arrays"]
+            reply.content["arrays"] = ArrayRecord({"weight": arrays["weight"]})
+        return reply
+
+    whole, partial_ = (
+        HostedGossip(plan, compressor=Int4(), partial_updates=fault is not None).start(
+            LocalGrid(toy_app, NODE_IDS, fault=fault), initial, num_rounds=4
+        )
+        for fault in (None, leave_out)
+    )
+
+    np.testing.assert_array_equal(partial_.arrays["weight"].numpy(), whole.arrays["weight"].numpy())
+    assert partial_.train_metrics_clientapp[4]["replies-rejected"] == 0
 
 
 def test_the_plan_says_which_algorithm(plan: GossipPlan) -> None:
