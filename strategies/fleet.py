@@ -26,8 +26,8 @@ class Fleet:
     initial : mapping of str to ndarray
         The model that every node starts from.
     mixer : callable
-        Makes a node's `Mixer` from its index; from its index, the plan and the codec, if there is a
-        compressor.
+        Makes a node's `Mixer` from its index; from its index, ``plan``, ``codec`` and ``start``, the
+        initial model, if there is a compressor.
     compressor : Compressor, optional
         How what nodes send becomes bytes.
 
@@ -58,7 +58,9 @@ class Fleet:
         self.models: Matrix = np.tile(vector, (plan.n, 1))
         self.carried: list[Carried] = [dict(carried) for _ in range(plan.n)]
         self._new_mixer = mixer
-        self._arguments = () if compressor is None else (plan, compressor.codec(self.layout))
+        self._arguments: dict[str, Any] = {}
+        if compressor is not None:
+            self._arguments = {"plan": plan, "codec": compressor.codec(self.layout), "start": vector}
         self.mixers = self._new_mixers()
         self.sent, self.received = np.zeros((2, plan.n), np.int64)
         self.compression = 1.0
@@ -180,7 +182,7 @@ class Fleet:
         return float(np.sqrt(squares / self.plan.n))
 
     def _new_mixers(self) -> list[Mixer[Any]]:
-        return [self._new_mixer(node, *self._arguments) for node in range(self.plan.n)]
+        return [self._new_mixer(node, **self._arguments) for node in range(self.plan.n)]
 
 
 def _neighbours(rows: list[dict[int, float]], node: int, live: Collection[int]) -> list[int]:

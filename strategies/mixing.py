@@ -24,7 +24,8 @@ def choose_mixer(
     plan : GossipPlan
         Who mixes with whom.
     mixer : callable, optional
-        As the user gave it: takes a node's index, and with a compressor also the plan and the codec.
+        As the user gave it: takes a node's index, and with a compressor also ``plan``, ``codec`` and
+        ``start``.
     compressor : Compressor, optional
         How messages become bytes.
     in_parts : bool
@@ -37,13 +38,13 @@ def choose_mixer(
     """
     if mixer is None:
         mixer = DPSGD if compressor is None else ChocoSGD if len(plan.phases) == 1 else LinkChoco
-    arguments = () if compressor is None else (plan, compressor.codec(1))
+    arguments = {} if compressor is None else {"plan": plan, "codec": compressor.codec(1), "start": None}
     try:
-        tried = mixer(0, *arguments)
+        tried = mixer(0, **arguments)
     except TypeError as error:
         given, hint = "its index alone", "give a compressor, too, such as Int8(), if it compresses"
         if compressor is not None:
-            given, hint = "its index, the plan and a codec", "with a compressor, use ChocoSGD, for example"
+            given, hint = "its index, plan, codec and start", "with a compressor, use ChocoSGD, for example"
         raise ValueError(f"mixer {mixer!r:.100} makes no mixer from {given} ({error}); {hint}") from error
     if in_parts and not tried.separable:
         raise ValueError(

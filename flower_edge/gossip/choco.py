@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flower_edge.gossip._messages import LONGEST_HEADER, Letter, seal, unseal
+from flower_edge.gossip._messages import Letter, seal, unseal
 from flower_edge.gossip.codec import Vector
 from flower_edge.gossip.compressed import CompressedMixer
 from flower_edge.gossip.compressor import Codec, Float32
@@ -65,7 +65,7 @@ class ChocoSGD(CompressedMixer):
 
     Parameters
     ----------
-    node, plan, codec, gamma
+    node, plan, codec, gamma, start
         As for `CompressedMixer`; γ is `consensus_step` by default.
 
     Raises
@@ -76,24 +76,31 @@ class ChocoSGD(CompressedMixer):
 
     algorithm = "choco"
 
-    def __init__(self, node: int, plan: GossipPlan, codec: Codec, gamma: float | None = None) -> None:
+    def __init__(
+        self,
+        node: int,
+        plan: GossipPlan,
+        codec: Codec,
+        gamma: float | None = None,
+        start: Vector | None = None,
+    ) -> None:
         if len(plan.phases) > 1:
             raise ValueError(
                 f"the plan has {len(plan.phases)} phases, and ChocoSGD remembers a sum over links whose "
                 "weights stay: use LinkChoco, or a plan with mode='static'"
             )
-        super().__init__(node, plan, codec, gamma)
+        super().__init__(node, plan, codec, gamma, start)
         self._whole = Float32().codec(codec.layout)
         self._epoch = 0
         self._links = {j: _Link() for j in plan.neighbours(node, 0)}
-        self._public = np.zeros(codec.size, np.float32)
+        self._public = self._first_copy()
         self._pull = np.zeros(codec.size, np.float32)
         self._published: _Published | None = None
 
     @property
     def largest_message(self) -> int:
-        """The most bytes that a neighbour sends."""
-        return LONGEST_HEADER + self._whole.largest_message + self.codec.largest_message
+        """The most bytes that a neighbour sends: something new, and all that was missed."""
+        return super().largest_message + self._whole.largest_message
 
     def outgoing(self, model: Vector, neighbours: Collection[int]) -> dict[int, bytes]:
         """Return the move of the public copy, and for some what they have missed; see `Mixer.outgoing`."""
@@ -146,14 +153,13 @@ class ChocoSGD(CompressedMixer):
 
     def restore(self, state: State) -> None:
         """Take over a state; see `Mixer.restore`."""
-        owed = [name for name in state if name not in ("public", "pull", "counts", "links")]
+        owed = state.keys() & {f"owed/{j}" for j in self._links}
+        self.check_names(state, ["public", "pull", "counts", "links", *owed])
         self.check_vectors(state, ["public", "pull", *owed])
         ((draws, epoch),) = self.check_counts(state, "counts", 2)
         rows = self.check_counts(state, "links", 3)
         if [j for j, _, _ in rows] != list(self._links):
             raise ValueError(f"received links to {[j for j, _, _ in rows]}, expected {list(self._links)}")
-        if unknown := set(owed) - {f"owed/{j}" for j in self._links}:
-            raise ValueError(f"received {sorted(unknown)}, which no link of node {self.node} has")
         self._public, self._pull = state["public"].copy(), state["pull"].copy()
         self._draws, self._epoch = draws, epoch
         for j, exchanges, failures in rows:
@@ -172,7 +178,8 @@ class ChocoSGD(CompressedMixer):
     def _missed(self, neighbour: int) -> Vector | None:
         link = self._link(neighbour)
         if link.exchanges == 0:
-            return self._public.copy() if self._public.any() else None
+            missed = self._public - self.start
+            return missed if missed.any() else None
         return link.owed
 
     def _vectors(self, letter: Letter) -> list[Vector]:
@@ -193,9 +200,12 @@ class ChocoSGD(CompressedMixer):
         )
         return self._epoch + (out_of_step or gone)
 
+    def _first_copy(self) -> Vector:
+        return np.zeros(self.codec.size, np.float32) + self.start
+
     def _begin(self, epoch: int) -> None:
         self._epoch = epoch
-        self._public[:] = 0
+        self._public = self._first_copy()
         self._pull[:] = 0
         self._links = {j: _Link() for j in self._links}
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from flower_edge.gossip._messages import Letter, seal, unseal
+from flower_edge.gossip._messages import LONGEST_HEADER, Letter, seal, unseal
 from flower_edge.gossip.codec import Vector, is_finite
 from flower_edge.gossip.compressor import Codec
 from flower_edge.gossip.consensus_step import consensus_step
@@ -29,6 +29,9 @@ class CompressedMixer(Mixer[bytes]):
         How a vector becomes bytes.
     gamma : float, optional
         The step size γ, above 0: how much of the way to the neighbours a round goes.
+    start : ndarray of float32, shape (d,), optional
+        What the models of all nodes begin as, and so do public copies and references; zeros by default.
+        The first differences are then as small as the later ones.
 
     Raises
     ------
@@ -38,7 +41,14 @@ class CompressedMixer(Mixer[bytes]):
 
     algorithm: str
 
-    def __init__(self, node: int, plan: GossipPlan, codec: Codec, gamma: float | None = None) -> None:
+    def __init__(
+        self,
+        node: int,
+        plan: GossipPlan,
+        codec: Codec,
+        gamma: float | None = None,
+        start: Vector | None = None,
+    ) -> None:
         super().__init__(node)
         if not 0 <= node < plan.n:
             raise ValueError(f"received node {node}, expected 0 to {plan.n - 1}")
@@ -46,6 +56,9 @@ class CompressedMixer(Mixer[bytes]):
         self.gamma = self.default_gamma(plan, codec) if gamma is None else gamma
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"gamma is {gamma}, expected a positive finite number")
+        self.start = np.zeros(1, np.float32) if start is None else start
+        if start is not None and start.shape != (codec.size,):
+            raise ValueError(f"start has shape {start.shape}, expected ({codec.size},)")
         self._draws = 0
 
     @classmethod
@@ -57,6 +70,11 @@ class CompressedMixer(Mixer[bytes]):
     def codec_name(self) -> str:
         """The codec's."""
         return self.codec.name
+
+    @property
+    def largest_message(self) -> int:
+        """The most bytes that a neighbour sends."""
+        return LONGEST_HEADER + self.codec.largest_message
 
     def compressed(self, vector: Vector) -> tuple[bytes, Vector]:
         """Return a vector's bytes, and what those who receive them will read."""
@@ -81,26 +99,26 @@ class CompressedMixer(Mixer[bytes]):
         mix(out, [model, sent, *received.values()], [1.0, -math.fsum(weights), *weights])
         return out
 
+    def check_names(self, state: State, expected: Collection[str]) -> None:
+        """Raise a ValueError unless a state has exactly these arrays."""
+        if state.keys() != set(expected):
+            raise ValueError(f"received the memories {sorted(state)}, expected {sorted(expected)}")
+
     def check_vectors(self, state: State, names: Collection[str]) -> None:
-        """Raise a ValueError unless all of these are in the state, finite vectors of the model's size."""
+        """Raise a ValueError unless these arrays of a state are finite vectors of the model's size."""
         for name in names:
-            vector = state.get(name)
-            if vector is None or vector.dtype != np.float32 or vector.shape != (self.codec.size,):
-                found = "nothing" if vector is None else f"{vector.dtype} {vector.shape}"
-                raise ValueError(f"{name!r} is {found}, expected float32 ({self.codec.size},)")
+            vector = state[name]
+            if vector.dtype != np.float32 or vector.shape != (self.codec.size,):
+                raise ValueError(
+                    f"{name!r} is {vector.dtype} {vector.shape}, expected float32 ({self.codec.size},)"
+                )
             if not is_finite(vector):
                 raise ValueError(f"{name!r} has NaN or infinite elements, expected finite ones")
 
     def check_counts(self, state: State, name: str, columns: int) -> list[list[int]]:
-        """Return rows of counts, none negative; a ValueError if the state has none of that name."""
-        counts = state.get(name)
-        if (
-            counts is None
-            or counts.dtype != np.int64
-            or counts.ndim != 2
-            or counts.shape[1] != columns
-            or (counts < 0).any()
-        ):
+        """Return an array of a state as rows of counts, none negative; a ValueError if it is none."""
+        counts = state[name]
+        if counts.dtype != np.int64 or counts.shape[1:] != (columns,) or (counts < 0).any():
             raise ValueError(f"{name!r} is {counts!r:.100}, expected rows of {columns} counts, int64")
         rows: list[list[int]] = counts.tolist()
         return rows
@@ -112,8 +130,15 @@ class CompressedMixer(Mixer[bytes]):
 class _Broadcast(CompressedMixer):
     """Sends a compressed vector of its own to all neighbours, and remembers an error at most."""
 
-    def __init__(self, node: int, plan: GossipPlan, codec: Codec, gamma: float | None = None) -> None:
-        super().__init__(node, plan, codec, gamma)
+    def __init__(
+        self,
+        node: int,
+        plan: GossipPlan,
+        codec: Codec,
+        gamma: float | None = None,
+        start: Vector | None = None,
+    ) -> None:
+        super().__init__(node, plan, codec, gamma, start)
         self._sent: Vector | None = None
 
     def _letters(self, vector: Vector, neighbours: Collection[int]) -> dict[int, bytes]:
@@ -169,6 +194,7 @@ class PlainQuantised(_Broadcast):
 
     def restore(self, state: State) -> None:
         """Take over a state; see `Mixer.restore`."""
+        self.check_names(state, ["draws"])
         ((self._draws,),) = self.check_counts(state, "draws", 1)
 
 
@@ -187,8 +213,15 @@ class DeepSqueeze(_Broadcast):
 
     algorithm = "squeeze"
 
-    def __init__(self, node: int, plan: GossipPlan, codec: Codec, gamma: float | None = None) -> None:
-        super().__init__(node, plan, codec, gamma)
+    def __init__(
+        self,
+        node: int,
+        plan: GossipPlan,
+        codec: Codec,
+        gamma: float | None = None,
+        start: Vector | None = None,
+    ) -> None:
+        super().__init__(node, plan, codec, gamma, start)
         self._error = np.zeros(codec.size, np.float32)
         self._compensated: Vector | None = None
 
@@ -218,6 +251,7 @@ class DeepSqueeze(_Broadcast):
 
     def restore(self, state: State) -> None:
         """Take over a state; see `Mixer.restore`."""
+        self.check_names(state, ["error", "draws"])
         self.check_vectors(state, ["error"])
         ((draws,),) = self.check_counts(state, "draws", 1)
         self._error, self._draws = state["error"].copy(), draws

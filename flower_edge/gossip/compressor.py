@@ -2,7 +2,7 @@
 
 import struct
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from typing import Literal, TypeAlias
@@ -67,7 +67,20 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Compressor(ABC):
-    """How a vector becomes few bytes, whatever its model; `codec` makes what works on a model's vectors."""
+    """How a vector becomes few bytes, whatever its model; `codec` makes what works on a model's vectors.
+
+    Parameters
+    ----------
+    small : {"whole", "compressed"}, default "whole"
+        Whether arrays of fewer than two dimensions (biases, what belongs to a norm) travel as fp32. They are
+        few, and a variance that is guessed from a neighbour's sign may become negative.
+    """
+
+    small: Literal["whole", "compressed"] = field(default="whole", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.small not in ("whole", "compressed"):
+            raise ValueError(f"small is {self.small!r}, expected 'whole' or 'compressed'")
 
     @property
     @abstractmethod
@@ -99,7 +112,7 @@ class Compressor(ABC):
             The model's, equal at both ends; or the number of elements of a vector without arrays.
         """
         if isinstance(layout, int):
-            layout = Layout((ArraySpec("vector", (layout,), "float32"),))
+            layout = Layout((ArraySpec("vector", (1, layout), "float32"),))
         return Codec(self, layout)
 
 
@@ -108,7 +121,8 @@ class Codec:
     """Turns the vectors of one model into bytes and back.
 
     A message has a header (magic, version, the codec's name, a fingerprint of the layout, the number of
-    elements), and a body that is the compressor's, its scales included. Numbers are little-endian. All
+    elements), and a body: small arrays in fp32, if they travel whole, and what the compressor makes of the
+    others, its scales included. Numbers are little-endian. All
     machines read the same vector from a message, to the bit.
 
     Parameters
@@ -145,14 +159,10 @@ class Codec:
         return self.layout.size
 
     @cached_property
-    def blocks(self) -> Blocks:
-        """Which elements share a scale."""
-        return self.compressor.blocks(self.layout)
-
-    @cached_property
     def largest_message(self) -> int:
         """The most bytes that a vector takes; more need not be received."""
-        return len(self._header) + self.compressor.largest(self.size, self.blocks)
+        longest = self.compressor.largest(self._rest.size, self._blocks) if self._rest.size else 0
+        return len(self._header) + 4 * (self.size - self._rest.size) + longest
 
     def encode(self, vector: Vector, draw: int = 0) -> bytes:
         """Compress a vector.
@@ -180,7 +190,11 @@ class Codec:
             )
         if not is_finite(vector):
             raise ValueError("the vector has NaN or infinite elements, expected finite ones")
-        parts = self.compressor.pack(vector, self.blocks, draw)
+        small, rest = ([vector[here] for here in places] for places in self._places)
+        parts: list[npt.NDArray[np.generic]] = [part.astype("<f4", copy=False) for part in small]
+        if rest:
+            joined = rest[0] if len(rest) == 1 else np.concatenate(rest)
+            parts += self.compressor.pack(joined, self._blocks, draw)
         return b"".join([self._header, *(part.data for part in parts)])
 
     def decode(self, message: Payload) -> Vector:
@@ -209,7 +223,19 @@ class Codec:
                 f"the message has {len(view)} bytes, expected at most {self.largest_message} for "
                 f"{self.size} elements in {self.name}"
             )
-        return self.compressor.unpack(view[len(self._header) :], self.size, self.blocks)
+        body, whole = view[len(self._header) :], 4 * (self.size - self._rest.size)
+        if not whole:
+            return self.compressor.unpack(body, self.size, self._blocks)
+        if not self._rest.size or len(body) < whole:
+            check_length(body, whole, self.name)
+        vector = np.empty(self.size, np.float32)
+        _scatter(np.frombuffer(body, "<f4", whole // 4), self._places[0], vector)
+        if self._rest.size:
+            rest = self.compressor.unpack(body[whole:], self._rest.size, self._blocks)
+            _scatter(rest, self._places[1], vector)
+        if not is_finite(vector):
+            raise CodecError("the message has NaN or infinite elements, expected finite ones")
+        return vector
 
     @cached_property
     def contraction(self) -> float:
@@ -225,13 +251,42 @@ class Codec:
         return round(1.0 - float(f"{share:.2g}"), 9)
 
     @cached_property
+    def _rest(self) -> Layout:
+        """The arrays that are compressed."""
+        mixed = [spec for spec in self.layout.specs if spec.mixed]
+        return Layout(tuple(spec for spec in mixed if not self._whole(spec)))
+
+    @cached_property
+    def _blocks(self) -> Blocks:
+        return self.compressor.blocks(self._rest)
+
+    @cached_property
+    def _places(self) -> tuple[list[slice], list[slice]]:
+        """Where the arrays are that travel whole, and where the others; neighbours are joined."""
+        places: tuple[list[slice], list[slice]] = [], []
+        end = 0
+        for spec in self.layout.specs:
+            if not spec.mixed or not spec.size:
+                continue
+            begin, end = end, end + spec.size
+            kind = places[0 if self._whole(spec) else 1]
+            if kind and kind[-1].stop == begin:
+                kind[-1] = slice(kind[-1].start, end)
+            else:
+                kind.append(slice(begin, end))
+        return places
+
+    def _whole(self, spec: ArraySpec) -> bool:
+        return self.compressor.small == "whole" and len(spec.shape) < 2
+
+    @cached_property
     def _header(self) -> bytes:
         name = self.name.encode("ascii")
         return _HEADER.pack(_MAGIC, VERSION, len(name), self._fingerprint, self.size) + name
 
     @cached_property
     def _fingerprint(self) -> bytes:
-        specs = [(spec.name, spec.shape) for spec in self.layout.specs if spec.mixed]
+        specs = [(spec.name, spec.shape, self._whole(spec)) for spec in self.layout.specs if spec.mixed]
         return blake2b(repr(specs).encode(), digest_size=8).digest()
 
     def _check_header(self, view: memoryview) -> None:
@@ -252,8 +307,16 @@ class Codec:
         if size != self.size or fingerprint != self._fingerprint:
             raise CodecError(
                 f"the message is about another model, of {size} elements; expected one of {self.size} with "
-                "the arrays of this layout"
+                "the arrays of this layout, of which the same travel whole"
             )
+
+
+def _scatter(values: Vector, places: list[slice], out: Vector) -> None:
+    begin = 0
+    for here in places:
+        end = begin + here.stop - here.start
+        out[here] = values[begin:end]
+        begin = end
 
 
 def check_length(body: Body, expected: int, name: str) -> None:

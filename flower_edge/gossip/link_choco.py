@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from flower_edge.gossip._messages import LONGEST_HEADER, Letter, seal, unseal
+from flower_edge.gossip._messages import Letter, seal, unseal
 from flower_edge.gossip.codec import Vector
 from flower_edge.gossip.compressed import CompressedMixer
 from flower_edge.gossip.compressor import Codec
@@ -34,7 +34,7 @@ class LinkChoco(CompressedMixer):
 
     Parameters
     ----------
-    node, plan, codec, gamma
+    node, plan, codec, gamma, start
         As for `CompressedMixer`; γ is 1 by default.
     memory : int, default 2**30
         Bytes that this node's references may take.
@@ -53,9 +53,10 @@ class LinkChoco(CompressedMixer):
         plan: GossipPlan,
         codec: Codec,
         gamma: float | None = None,
+        start: Vector | None = None,
         memory: int = MEMORY,
     ) -> None:
-        super().__init__(node, plan, codec, gamma)
+        super().__init__(node, plan, codec, gamma, start)
         neighbours = {j for t in range(len(plan.phases)) for j in plan.neighbours(node, t)}
         if (needed := 4 * codec.size * len(neighbours)) > memory:
             raise ValueError(
@@ -72,11 +73,6 @@ class LinkChoco(CompressedMixer):
         """Return 1: the error of a link falls with the difference between its own ends."""
         return 1.0
 
-    @property
-    def largest_message(self) -> int:
-        """The most bytes that a neighbour sends."""
-        return LONGEST_HEADER + self.codec.largest_message
-
     def outgoing(self, model: Vector, neighbours: Collection[int]) -> dict[int, bytes]:
         """Return, for each, the compressed difference to the link's reference; see `Mixer.outgoing`."""
         self._sent = {}
@@ -86,8 +82,7 @@ class LinkChoco(CompressedMixer):
                 raise KeyError(
                     f"node {self.node} has no link to {j} in this plan, but to {list(self._exchanges)}"
                 )
-            reference = self._references.get(j)
-            payload, self._sent[j] = self.compressed(model if reference is None else model - reference)
+            payload, self._sent[j] = self.compressed(model - self._references.get(j, self.start))
             letters[j] = seal(Letter(self.algorithm, 0, self._exchanges[j], b"", payload))
         return letters
 
@@ -124,13 +119,14 @@ class LinkChoco(CompressedMixer):
 
     def restore(self, state: State) -> None:
         """Take over a state; see `Mixer.restore`."""
+        known = {f"reference/{j}" for j in self._exchanges}
+        self.check_names(state, ["draws", "links", *(state.keys() & known)])
         ((draws,),) = self.check_counts(state, "draws", 1)
         exchanges = {row[0]: row[1] for row in self.check_counts(state, "links", 2)}
         if list(exchanges) != list(self._exchanges):
             raise ValueError(f"received links to {list(exchanges)}, expected {list(self._exchanges)}")
         names = {f"reference/{j}": j for j, count in exchanges.items() if count}
-        if names.keys() != state.keys() - {"draws", "links"}:
-            raise ValueError(f"received {sorted(state)}, expected draws, links and {sorted(names)}")
+        self.check_names(state, ["draws", "links", *names])
         self.check_vectors(state, names)
         self._draws, self._exchanges = draws, exchanges
         self._references = {j: state[name].copy() for name, j in names.items()}
@@ -140,5 +136,5 @@ class LinkChoco(CompressedMixer):
         if neighbour in self._references:
             self._references[neighbour] += moves
         else:
-            self._references[neighbour] = moves
+            self._references[neighbour] = moves + self.start
         self._exchanges[neighbour] += 1

@@ -30,6 +30,8 @@ class _Quantised(Compressor):
         machine.
     seed : int, default 0
         From 0 to 2⁶⁴ − 1. Of stochastic rounding.
+    small : {"whole", "compressed"}, default "whole"
+        As for `Compressor`.
 
     Raises
     ------
@@ -49,6 +51,7 @@ class _Quantised(Compressor):
     levels: ClassVar[int]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.per not in ("channel", "array"):
             raise ValueError(f"per is {self.per!r}, expected 'channel' or 'array'")
         if self.rounding not in ("nearest", "stochastic"):

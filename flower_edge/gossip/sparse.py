@@ -42,6 +42,8 @@ class SignNorm(Compressor):
     per : {"channel", "array"}, default "channel"
         Who shares a mean: an output channel (a row of an array with two or more dimensions; other arrays have
         one) or an array.
+    small : {"whole", "compressed"}, default "whole"
+        As for `Compressor`.
 
     Raises
     ------
@@ -52,6 +54,7 @@ class SignNorm(Compressor):
     per: Per = "channel"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.per not in ("channel", "array"):
             raise ValueError(f"per is {self.per!r}, expected 'channel' or 'array'")
 
@@ -98,6 +101,8 @@ class TopK(Compressor):
         How many of a vector's elements: above 0, at most 1. One at least.
     values : {"int8", "fp32"}, default "int8"
         How they are sent: as a byte each with one scale for all, rounded to nearest, or whole.
+    small : {"whole", "compressed"}, default "whole"
+        As for `Compressor`; an array that travels whole takes no part in the choice.
 
     Raises
     ------
@@ -109,6 +114,7 @@ class TopK(Compressor):
     values: Literal["int8", "fp32"] = "int8"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.share <= 1:
             raise ValueError(f"share is {self.share}, expected a number above 0, at most 1")
         if self.values not in ("int8", "fp32"):

@@ -2,6 +2,7 @@
 
 import struct
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ALL: list[Compressor] = [
     Float32(),
     BFloat16(),
-    *(Int8(), Int8(per="array"), Int8(rounding="stochastic", seed=3)),
+    *(Int8(), Int8(per="array", small="compressed"), Int8(rounding="stochastic", seed=3)),
     *(Int4(), Int4(per="array"), Int4(rounding="stochastic", seed=3)),
     *(SignNorm(), SignNorm(per="array")),
     *(TopK(), TopK(0.01), TopK(0.5, "fp32"), TopK(1.0)),
@@ -94,7 +95,7 @@ def test_a_vector_comes_back_as_near_as_promised(compressor: Compressor, size: i
 @pytest.mark.parametrize("seed", range(5))
 def test_whole_numbers_times_the_scale_of_their_block(kind: type, levels: int, per: str, seed: int) -> None:
     layout, vector = model(seed)
-    codec = kind(per=per).codec(layout)
+    codec = kind(per=per, small="compressed").codec(layout)
 
     back = codec.decode(codec.encode(vector))
 
@@ -159,7 +160,7 @@ def test_random_numbers_follow_from_seed_and_draw_alone() -> None:
 @pytest.mark.parametrize("per", ["channel", "array"])
 def test_signs_and_the_mean_of_each_block(per: str) -> None:
     layout, vector = model()
-    codec = SignNorm(per=per).codec(layout)
+    codec = SignNorm(per=per, small="compressed").codec(layout)
 
     back = codec.decode(codec.encode(vector))
 
@@ -270,9 +271,39 @@ def test_bytes_of_a_real_network(compressor: Compressor, fewer: float) -> None:
     layout = Layout.of(state)
     vector, _ = layout.flatten(state)
 
-    ratio = layout.nbytes / len(compressor.codec(layout).encode(vector))
+    everything = replace(compressor, small="compressed").codec(layout)
+    small = sum(4 * spec.size for spec in layout.specs if spec.mixed and len(spec.shape) < 2)
 
-    assert 0.85 * fewer <= ratio <= 1.05 * fewer
+    assert 0.85 * fewer <= layout.nbytes / len(everything.encode(vector)) <= 1.05 * fewer
+    assert len(compressor.codec(layout).encode(vector)) <= len(everything.encode(vector)) + small
+    assert small < 0.012 * layout.nbytes
+
+
+@every_compressor
+def test_small_arrays_travel_whole_unless_told_otherwise(compressor: Compressor) -> None:
+    layout, vector = model()
+    codec = compressor.codec(layout)
+    back = codec.decode(codec.encode(vector))
+
+    arrays, expected = (layout.unflatten(v, {"steps": np.int64(0)}) for v in (back, vector))
+    exact = compressor.small == "whole" or isinstance(compressor, Float32)
+    assert np.array_equal(arrays["bias"], expected["bias"]) == exact
+    assert isinstance(compressor, Float32) or not np.array_equal(arrays["conv"], expected["conv"])
+    assert len(codec.encode(vector)) <= codec.largest_message
+
+
+def test_a_model_of_small_arrays_alone() -> None:
+    layout = Layout.of({"bias": np.zeros(7, np.float32)})
+    codec = Int8().codec(layout)
+    vector = np.linspace(-1, 1, 7, dtype=np.float32)
+    message = codec.encode(vector)
+
+    np.testing.assert_array_equal(codec.decode(message), vector)
+    for hostile in (message[:-1], message + b"x", message[:-4] + struct.pack("<f", np.nan)):
+        with pytest.raises(CodecError):
+            codec.decode(hostile)
+    with pytest.raises(CodecError, match="of which the same travel whole"):
+        Int8(small="compressed").codec(layout).decode(message)
 
 
 @every_compressor
@@ -403,6 +434,7 @@ def test_scales_that_make_no_finite_numbers_are_refused(scale: float) -> None:
         (lambda: Int8(per="row"), "per is 'row', expected 'channel' or 'array'"),
         (lambda: Int4(rounding="up"), "rounding is 'up'"),
         (lambda: Int4(seed=-1), "seed is -1"),
+        (lambda: Float32(small="half"), "small is 'half', expected 'whole' or 'compressed'"),
         (lambda: SignNorm(per="block"), "per is 'block'"),
         (lambda: TopK(0.0), "share is 0.0, expected a number above 0"),
         (lambda: TopK(1.5), "share is 1.5"),
