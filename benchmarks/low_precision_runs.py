@@ -7,7 +7,7 @@ initial weights) follows from its seed, its skew and its number of nodes.
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -122,12 +122,11 @@ def network(norm: Norm, seed: int) -> nn.Module:
     return channels_last(model)
 
 
-def mixer_of(run: Run, start: np.ndarray) -> Callable[..., Mixer[Any]]:
-    """Return what makes a node's mixer; with a compressor, all remember the model that they begin with."""
+def mixer_of(run: Run) -> Callable[..., Mixer[Any]]:
+    """Return what makes a node's mixer."""
     if EXCHANGES[run.exchange] is None:
         return DPSGD
-    static = len(plan_of(run.topology, run.nodes).phases) == 1
-    return partial(ChocoSGD if static else LinkChoco, start=start)
+    return ChocoSGD if len(plan_of(run.topology, run.nodes).phases) == 1 else LinkChoco
 
 
 def batches(images: Images, run: Run, budget: Budget) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -164,10 +163,8 @@ def train(run: Run, budget: Budget, images: Images, test: Images) -> Outcome:
         )
         for model in models
     ]
-    initial = first.state_dict()
     plan, compressor = plan_of(run.topology, run.nodes), EXCHANGES[run.exchange]
-    start = Fleet(plan, initial, DPSGD).models[0]
-    fleet = Fleet(plan, initial, mixer_of(run, start), compressor)
+    fleet = Fleet(plan, first.state_dict(), mixer_of(run), compressor)
     sent = np.zeros(run.nodes)
     drawn = images.sample(budget.images, run.seed)
     for step, parts in enumerate(batches(drawn, run, budget)):
