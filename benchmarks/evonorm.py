@@ -34,7 +34,7 @@ class EvoNorm(nn.Module):
 def replace_range_evonorm_(model: nn.Module) -> nn.Module:
     """Replace every RangeEvoNorm with the EvoNorm that has its place and its parameters."""
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
+        for name, child in list(module._modules.items()):
             if isinstance(child, RangeEvoNorm):
                 setattr(module, name, EvoNorm(child))
     return model

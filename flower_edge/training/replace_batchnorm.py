@@ -58,19 +58,22 @@ def replace_batchnorm_(
     Returns
     -------
     Module
-        `model` itself, unless it is a BatchNorm2d.
+        `model` itself.
 
     Raises
     ------
     TypeError
         If `model` is not a module.
     ValueError
-        If `activate` is neither, or the model has no BatchNorm2d or is prepared by :func:`prepare_`, or a
-        normalisation has hooks, or a ``forward`` that calls one cannot be traced by :mod:`torch.fx`.
+        If `activate` is neither, `groups` below 1, or `eps` not above 0; if the model contains no
+        BatchNorm2d or is prepared by :func:`prepare_`; if a normalisation has hooks, or a ``forward`` that
+        calls one cannot be traced by :mod:`torch.fx`.
     """
     _check(model)
     if activate not in ("all", "followed"):
         raise ValueError(f"activate is {activate!r}, expected 'all' or 'followed'")
+    if groups < 1:
+        raise ValueError(f"groups is {groups}, expected at least 1")
     calls = _Calls()
     for name, module in model.named_modules():
         if not isinstance(module, _CONTAINERS) and any(map(_ends_in_norm, _callable_children(module))):
@@ -83,7 +86,8 @@ def replace_batchnorm_(
     rewritten = calls.without_activations(model)
     made |= {activation: nn.Identity() for activation in calls.alone}
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
+        # Not `named_children`, which leaves out the second name of a module that has two.
+        for name, child in list(module._modules.items()):
             if child in made:
                 setattr(module, name, made[child])
     for module, cls in rewritten.items():
@@ -115,7 +119,7 @@ def _is_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
 
 def _made_from(norm: nn.BatchNorm2d, groups: int, eps: float, activation: bool) -> RangeEvoNorm:
     channels = norm.num_features
-    largest = max(divisor for divisor in range(1, max(1, groups) + 1) if channels % divisor == 0)
+    largest = max(divisor for divisor in range(1, groups + 1) if channels % divisor == 0)
     like = norm.weight if norm.affine else norm.running_mean
     device, dtype = (None, None) if like is None else (like.device, like.dtype)
     made = RangeEvoNorm(channels, largest, eps, norm.affine, activation, device, dtype)

@@ -234,6 +234,18 @@ def test_plain_activations_become_identities() -> None:
     assert [norm.activation for norm in norms_of(model.features[2]).values()] == [True, True, False]
 
 
+def test_a_norm_with_two_names_becomes_one_layer() -> None:
+    norm, relu = nn.BatchNorm2d(8), nn.ReLU()
+    model = nn.Sequential(norm, relu, nn.Conv2d(8, 8, 1), norm, relu)
+
+    replace_batchnorm_(model)
+
+    assert model[0] is model[3]
+    assert isinstance(model[0], RangeEvoNorm)
+    x = torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(model(x), model[0](model[2](model[0](x))), rtol=0, atol=0)
+
+
 def test_parameters_stay_and_all_else_follows_the_norm() -> None:
     model = nn.Sequential(nn.BatchNorm2d(12), nn.SiLU(), nn.BatchNorm2d(7, affine=False), nn.ReLU()).double()
     weight, bias = model[0].weight, model[0].bias
@@ -277,6 +289,8 @@ def test_a_model_that_cannot_be_changed_stays_as_it_is() -> None:
         replace_batchnorm_(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="activate is 'none', expected 'all' or 'followed'"):
         replace_batchnorm_(model, activate="none")
+    with pytest.raises(ValueError, match="groups is 0, expected at least 1"):
+        replace_batchnorm_(model, groups=0)
     with pytest.raises(TypeError, match=r"model is a str, expected a torch.nn.Module"):
         replace_batchnorm_("resnet")
 
