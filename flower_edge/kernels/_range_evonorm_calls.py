@@ -147,14 +147,14 @@ def run_backward(x: Map, extremes: "torch.Tensor", grad: Map, norm: Norm) -> Nor
     shape = x.values.shape
     grad_x = empty_map((shape[0], shape[1], shape[2], shape[3]), True)
     # Apart from each other: what an operator returns may not share memory.
-    gradients = [torch.empty(shape[1]) for _ in range(3)]
+    weight, bias, v = torch.empty(shape[1]), torch.empty(shape[1]), torch.empty(shape[1])
     if grad_x.numel() == 0:
-        return NormGradients(grad_x, *(gradient.zero_() for gradient in gradients), (0.0, 0.0))
-    results = (tensor.data_ptr() for tensor in (grad_x, *gradients))
+        return NormGradients(grad_x, weight.zero_(), bias.zero_(), v.zero_(), (0.0, 0.0))
+    results = (tensor.data_ptr() for tensor in (grad_x, weight, bias, v))
     bounds = _extension().range_evonorm_backward(
         _dispatch.ceiling(), *_map(x), extremes.data_ptr(), *_map(grad), *results, *_numbers(x, norm)
     )
-    return NormGradients(grad_x, *gradients, bounds)
+    return NormGradients(grad_x, weight, bias, v, bounds)
 
 
 def _extension() -> Any:
