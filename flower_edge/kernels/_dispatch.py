@@ -19,6 +19,7 @@ _TWINS = {
     "sign_bits": "torch",
     "spectrum": "torch",
     "int8": "torch",
+    "range_evonorm": "torch",
 }
 
 

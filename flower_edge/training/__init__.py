@@ -19,6 +19,8 @@ from flower_edge.training.memory import SavedBytes, saved_bytes
 from flower_edge.training.paths import LayerPath, Paths, explain
 from flower_edge.training.prepare import prepare_, restore_
 from flower_edge.training.profile import Profile, profile
+from flower_edge.training.range_evonorm import RangeEvoNorm
+from flower_edge.training.replace_batchnorm import replace_batchnorm_
 from flower_edge.training.rule import Method, ModelMethod, Rule
 from flower_edge.training.selection import BackwardBudget, Selection, select_tensors
 from flower_edge.training.where import all_but_stem, last
@@ -43,6 +45,7 @@ __all__ = [
     "ModelMethod",
     "Paths",
     "Profile",
+    "RangeEvoNorm",
     "Rule",
     "SavedBytes",
     "Selection",
@@ -55,6 +58,7 @@ __all__ = [
     "last",
     "prepare_",
     "profile",
+    "replace_batchnorm_",
     "restore_",
     "saved_bytes",
     "select_tensors",
