@@ -97,10 +97,13 @@ def main(bench: Benchmark) -> None:
                 link_by_link_factor=rate(plan, LinkChoco, compressor),
             )
             slowest = max(slowest, ours)
-            if found[best] < STANDS_STILL:
+            # Signs converge anyhow, on some plans best with steps at which their error is anything but noise.
+            if found[best] < STANDS_STILL and not isinstance(compressor, SignNorm):
                 largest = max(largest, np.log(found[best]) / np.log(ours) if ours < STANDS_STILL else np.inf)
     bench.at_most("largest factor a round with the rule's step, all plans and codecs", slowest, 0.999)
-    bench.at_most("rounds with the rule's step over those with the best of the grid", float(largest), 3.0)
+    bench.at_most(
+        "rounds with the rule's step over those with the best of the grid, all but signs", float(largest), 2.0
+    )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ Floats = npt.NDArray[np.float64]
 
 CAUTION = 2 / 3
 """What of a compressor's loss counts, as a power. What is left to send is flatter than normally distributed
-numbers, so that a message brings less of it; the steps found are then 0.5 to 0.9 of the largest that converge
-(docs/compression.md)."""
+numbers, so that a message brings less of it; ``benchmarks.consensus_step`` compares the steps that follow
+with those of a search."""
 
 _TRIES = 2048
 
