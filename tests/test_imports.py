@@ -16,12 +16,14 @@ ALLOWED = {
         *{"flower_edge.gossip", "flower_edge.kernels", "flower_edge._extras"},
         *{"numpy", "torch", "networkx", "scipy", "cvxpy"},
     },
+    "flower_edge/energy": {"flower_edge.energy"},
     "flower_edge/report": {
         *{"flower_edge.report", "flower_edge.gossip", "flower_edge._extras"},
         *{"numpy", "matplotlib", "networkx"},
     },
     "flower_edge/cli": {
-        *{"flower_edge.cli", "flower_edge.gossip", "flower_edge.report", "flower_edge.training"},
+        *{"flower_edge.cli", "flower_edge.energy", "flower_edge.gossip", "flower_edge.kernels"},
+        *{"flower_edge.report", "flower_edge.training"},
         *{"flower_edge._extras", "click", "networkx", "numpy", "rich", "torch", "typer"},
     },
     "clients": {"flower_edge", "flwr", "numpy", "torch"},
