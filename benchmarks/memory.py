@@ -2,10 +2,10 @@
 
 ``python -m benchmarks.memory [--quick]``
 
-Each row is a fresh process; its peak of resident memory is the kernel's (VmHWM), measured. Nodes that relay and
-mix import no torch. Training is of ResNet-20 and MobileNetV2 (width 0.5) on batches of 16 images of 32×32, three
-steps of SGD with momentum, one thread. Seconds of an import are those after torch, numpy and flwr are there, the
-median of three processes.
+Each row is a fresh process; its peak of resident memory is the kernel's (VmHWM), measured. Nodes that relay
+and mix import no torch. Training is of ResNet-20 and MobileNetV2 (width 0.5) on batches of 16 images of
+32×32, three steps of SGD with momentum, one thread. Seconds of an import are those after torch, numpy and
+flwr are there, the median of three processes.
 """
 
 import importlib.util
