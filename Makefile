@@ -9,11 +9,12 @@ TORCH_INDEX ?=
 
 SOURCES := pyproject.toml constraints.txt $(shell find cext -name '*.[ch]' 2>/dev/null)
 
-.PHONY: demo test lint clean install help
+.PHONY: demo test lint clean install help boards-kernels
 
 help:
 	@echo "make demo    FedAvg, full-graph gossip and the optimised plan, side by side; ends with demo/report.html"
 	@echo "make test    ruff, mypy and the whole test suite"
+	@echo "make boards-kernels   every kernel on emulated ARM cores"
 	@echo "make clean   removes what they made"
 
 install: $(STAMP)
@@ -37,6 +38,12 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+# Without these tools the tests would skip, and prove nothing.
+boards-kernels: $(STAMP)
+	@for tool in aarch64-linux-gnu-gcc qemu-aarch64-static; do command -v $$tool >/dev/null || \
+	    { echo "$$tool is missing: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static"; exit 1; }; done
+	$(BIN)/python -m pytest -q tests/kernels/test_arm.py
 
 clean:
 	rm -rf $(VENV) build demo cext/build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info flower_edge/*.so
