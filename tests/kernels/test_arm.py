@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     reason=f"{' and '.join(missing)} missing (Debian: gcc-aarch64-linux-gnu, qemu-user-static)",
 )
 
-# What each core has beyond the serial path, plainest first: Pi 3, Pi 4, Pi 5, a server, and all that qemu has.
+# What each core has beyond the serial path, plainest first: Pi 3, Pi 4, Pi 5, a server, and all of them.
 CORES = {
     "cortex-a53": ["neon"],
     "cortex-a72": ["neon"],
