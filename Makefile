@@ -9,13 +9,14 @@ TORCH_INDEX ?=
 
 SOURCES := pyproject.toml constraints.txt $(shell find cext -name '*.[ch]' 2>/dev/null)
 
-.PHONY: demo test lint clean install help boards-kernels wheels
+.PHONY: demo test lint clean install help boards-kernels wheels board
 
 help:
 	@echo "make demo    FedAvg, full-graph gossip and the optimised plan, side by side; ends with demo/report.html"
 	@echo "make test    ruff, mypy and the whole test suite"
 	@echo "make boards-kernels   every kernel on emulated ARM cores"
 	@echo "make wheels  manylinux wheels for x86-64 and, cross-compiled, aarch64, in dist/"
+	@echo "make board   as root: an emulated arm64 board in a folder, with CPU torch and our wheel, and tests in it (minutes)"
 	@echo "make clean   removes what they made"
 
 install: $(STAMP)
@@ -56,6 +57,12 @@ wheels: $(STAMP)
 	$(WHEEL) -w build/wheels .
 	$(ARM) $(WHEEL) -w build/wheels .
 	for wheel in build/wheels/*.whl; do PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m auditwheel repair -w $(DIST) $$wheel || exit 1; done
+
+# Kept between runs: Debian and the packages are fetched once.
+BOARD ?= /var/tmp/flower_edge-board
+
+board: wheels
+	PIP=$(abspath $(BIN))/python tests/board/board.sh $(DIST)/*_aarch64.whl $(BOARD)
 
 clean:
 	rm -rf $(VENV) build demo cext/build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info flower_edge/*.so

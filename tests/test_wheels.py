@@ -100,7 +100,10 @@ def bare_environment(folder: Path) -> Path:
 def freeze(python: Path) -> dict[str, str]:
     done = subprocess.run([python, "-I", "-m", "pip", "freeze"], capture_output=True, text=True, check=True)
     lines = done.stdout.replace(" @ ", "==").splitlines()
-    return {name.lower(): version for name, _, version in (line.partition("==") for line in lines)}
+    return {
+        name.lower().replace("_", "-"): version
+        for name, _, version in (line.partition("==") for line in lines)
+    }
 
 
 def installed_bytes(site: Path) -> int:

@@ -6,6 +6,9 @@ wheel=$(realpath "$1") board=$2 here=$(cd "$(dirname "$0")/../.." && pwd)
 torch=2.10.0 suite=bookworm python=3.11
 site=$board/opt/flower/lib/python$python/site-packages
 
+fetch=("${PIP:-python3}" -m pip install -q --only-binary=:all: --no-compile --target "$site" --python-version $python
+    --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64)
+
 run() {
     printf '\n$ %s\n' "${*//$board/BOARD}"
     "$@"
@@ -28,15 +31,14 @@ mountpoint -q "$board/proc" || mount -t proc proc "$board/proc"
 trap 'umount "$board/proc"' EXIT
 if [ ! -e "$board/.packages" ]; then
     inside python3 -m venv --without-pip /opt/flower
-    # pip here instead of there: it unpacks the same files many times faster.
-    run "${PIP:-python3}" -m pip install -q --only-binary=:all: --no-compile --target "$site" --python-version $python \
-        --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 \
-        torch==$torch flwr numpy pytest hypothesis
+    # pip here instead of there: it unpacks the same files many times faster. It takes this machine for the target when
+    # it asks what torch needs, so that is named.
+    run "${fetch[@]}" --no-deps torch==$torch
+    run "${fetch[@]}" filelock fsspec jinja2 networkx sympy typing-extensions flwr numpy pytest hypothesis
     touch "$board/.packages"
 fi
 rm -rf "$site"/flower_edge*
-run "${PIP:-python3}" -m pip install -q --no-deps --no-compile --no-index --target "$site" --python-version $python \
-    --platform manylinux_2_17_aarch64 --only-binary=:all: "$wheel"
+run "${fetch[@]}" --no-deps --no-index "$wheel"
 rm -rf "$board/repo" && mkdir "$board/repo"
 cp -r "$here/tests" "$here/benchmarks" "$here/pyproject.toml" "$board/repo"
 
