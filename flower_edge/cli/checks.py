@@ -90,7 +90,8 @@ def torch(root: Path = Path("/")) -> Check:
         advice = f"this board has no NVIDIA GPU, and CUDA takes gigabytes of its disk: {_CPU_INDEX}"
         return Check("torch", "fix", found, advice)
     if reason := _why_torch_fails():
-        return Check("torch", "fix", f"{found}; {reason}", _CPU_INDEX)
+        advice = f"{_CPU_INDEX}; 2.10 itself does not run on ARMv8.0 (Raspberry Pi 3, 4), 2.11 does"
+        return Check("torch", "fix", f"{found}; {reason}", advice)
     return Check("torch", "ok", found)
 
 

@@ -43,12 +43,13 @@ rm -rf "$board/repo" && mkdir "$board/repo"
 cp -r "$here/tests" "$here/benchmarks" "$here/pyproject.toml" "$board/repo"
 
 inside uname -m
-inside python /repo/tests/wheel_runs.py
-inside python /repo/tests/board/steps.py
-inside python -m flower_edge.cli --version
-inside python -c "import flower_edge.kernels as k; print(k.explain())"
 inside QEMU_CPU=cortex-a53 python /repo/tests/wheel_runs.py
-inside sh -c "cd /repo && python -m pytest -q -p no:cacheprovider $(sed -n 's/^# board: //p' "$0" | tr '\n' ' ')"
+inside QEMU_CPU=cortex-a76 python /repo/tests/board/steps.py
+# A Raspberry Pi 4: torch 2.10 has instructions that it lacks, and the doctor has to find that.
+inside QEMU_CPU=cortex-a72 python -m flower_edge.cli doctor && exit 1
+# Plans are made with scipy, which a board does not need.
+inside sh -c "cd /repo && python -m pytest -q -p no:cacheprovider -k 'not all_nodes_together' \
+    $(sed -n 's/^# board: //p' "$0" | tr '\n' ' ')"
 # The tests that run there:
 # board: tests/kernels/test_mix.py
 # board: tests/kernels/test_sign_bits.py

@@ -144,6 +144,7 @@ def test_a_torch_that_does_not_run(
 
     assert check.state == "fix"
     assert found in check.found
+    assert "2.10 itself does not run on ARMv8.0" in check.advice
 
 
 def test_kernels_that_are_missing_or_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
