@@ -4,8 +4,8 @@
 
 Each row is a fresh process; its peak of resident memory is the kernel's (VmHWM), measured. Nodes that relay
 and mix import no torch. Training is of ResNet-20 and MobileNetV2 (width 0.5) on batches of 16 images of
-32×32, three steps of SGD with momentum, one thread. Seconds of an import are those after torch, numpy and
-flwr are there, the median of three processes.
+32×32, three steps of SGD with momentum, one thread. An import's time is CPU time, which other processes hardly
+disturb, after torch, numpy and flwr are there; the median of three processes.
 """
 
 import importlib.util
@@ -101,9 +101,9 @@ SECONDS = """
 import importlib, json, sys, time
 import numpy, torch
 import flwr.app, flwr.clientapp
-begin = time.perf_counter()
+begin = time.process_time()
 importlib.import_module({module!r})
-print(json.dumps(time.perf_counter() - begin))
+print(json.dumps(time.process_time() - begin))
 """
 
 
@@ -129,7 +129,7 @@ def training(network: str, method: str) -> str:
 
 
 def import_seconds(module: str, repeats: int) -> float:
-    """Measure how long a module takes to import, after the libraries that it needs."""
+    """Measure the CPU time that importing a module takes, after the libraries that it needs."""
     return median(json.loads(_output(SECONDS.format(module=module))) for _ in range(repeats))
 
 
@@ -157,7 +157,7 @@ def main(bench: Benchmark) -> None:
         seconds = import_seconds(module, 1 if bench.quick else 3)
         add(f"import {module}", None, seconds)
         if module == "flower_edge":
-            bench.at_most("import flower_edge, beyond torch: seconds, measured", seconds, 0.3)
+            bench.at_most("import flower_edge, beyond torch: CPU seconds, measured", seconds, 0.3)
     mixing = next(name for name in peaks if "mixes" in name)
     bench.at_most(
         "a node that mixes: share of the memory of importing torch", peaks[mixing] / peaks["torch"], 0.5

@@ -4,7 +4,10 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from layouts import JETSON_NANO, LAPTOP, XEON, build
 
 from flower_edge.energy import Meter, Reading, SensorError, find_sensors, measure_idle
@@ -34,6 +37,29 @@ def test_the_area_is_that_of_trapezoids() -> None:
 
     # 0, 2 and 4 W after 0, 1 and 3 s.
     assert area.joules == pytest.approx(1 * 1.0 + 2 * 3.0)
+
+
+class Recorded(PowerSensor):
+    """Watts as they were recorded."""
+
+    source, period = "a recording", 0.01
+
+    def __init__(self, watts: list[float]) -> None:
+        self._watts = iter(watts)
+
+    def watts(self) -> float:
+        return next(self._watts)
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(1e-3, 10)), min_size=1, max_size=30))
+def test_the_area_is_numpy_s(samples: list[tuple[float, float]]) -> None:
+    watts = [power for power, _ in samples]
+    times = np.cumsum([seconds for _, seconds in samples])
+    area = Area(Recorded(watts))
+    for now in times.tolist():
+        area.look(now)
+
+    assert area.joules == pytest.approx(float(np.trapezoid(watts, times)), rel=1e-9, abs=1e-9)
 
 
 def test_no_sensor_means_no_meter(tmp_path: Path) -> None:

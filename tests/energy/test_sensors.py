@@ -1,14 +1,18 @@
 """Sensors on recorded layouts."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from layouts import AGX_ORIN, JETSON_NANO, LAPTOP, ORIN_NANO, PI5, UPS_HAT, XEON, build, with_vcgencmd
 
 from flower_edge.energy import find_sensors
+from flower_edge.energy.rapl import Counters, Zone
 from flower_edge.energy.sensor import PowerSensor
 
 NOBODY = 65534
@@ -80,6 +84,25 @@ def test_rapl_counters_start_again_from_zero(tmp_path: Path) -> None:
     build(root, {"sys/class/powercap/intel-rapl:0/energy_uj": "9999999"})
     gauge.look(2.0)
     assert gauge.joules == pytest.approx(250.0, abs=1e-9)
+
+
+@given(
+    wraps_after=st.integers(10**6, 10**12),
+    start=st.integers(0, 10**12),
+    steps=st.lists(st.integers(0, 10**6), min_size=1, max_size=20),
+)
+def test_counters_add_up_whenever_they_wrap(wraps_after: int, start: int, steps: list[int]) -> None:
+    """Whatever the counter's length and beginning, as long as it is seen once a turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "energy_uj"
+        gauge = Counters([Zone("package-0", file, wraps_after)])
+        total = start
+        for number, step in enumerate([0, *steps]):
+            total += step
+            file.write_text(f"{total % (wraps_after + 1)}\n")
+            gauge.look(float(number))
+
+    assert gauge.joules == pytest.approx(sum(steps) / 1e6, abs=1e-9)
 
 
 def test_a_rapl_counter_that_may_not_be_read_is_an_obstacle(tmp_path: Path) -> None:
