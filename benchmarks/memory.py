@@ -4,8 +4,8 @@
 
 Each row is a fresh process; its peak of resident memory is the kernel's (VmHWM), measured. Nodes that relay
 and mix import no torch. Training is of ResNet-20 and MobileNetV2 (width 0.5) on batches of 16 images of
-32×32, three steps of SGD with momentum, one thread. An import's time is CPU time, which other processes hardly
-disturb, after torch, numpy and flwr are there; the median of three processes.
+32×32, three steps of SGD with momentum, one thread. An import's time is CPU time, which other processes
+hardly disturb, after torch, numpy and flwr are there; the median of three processes.
 """
 
 import importlib.util
