@@ -9,6 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 import flower_edge
+from flower_edge.cli.doctor import doctor
+from flower_edge.cli.meter import energy
 from flower_edge.cli.profile import profile
 from flower_edge.cli.screen import complain
 from flower_edge.cli.topology import topology
@@ -55,6 +57,8 @@ app = typer.Typer(
 )
 app.add_typer(topology, name="topology")
 app.command()(profile)
+app.command()(energy)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:
