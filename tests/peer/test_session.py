@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import random
+import time
 from pathlib import Path
 
 import networkx as nx
@@ -242,3 +244,20 @@ def test_a_port_that_is_taken(plan: GossipPlan) -> None:
 
     with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1:{fleet.ports[0]}"):
         asyncio.run(fleet.run(1))
+
+
+def test_sessions_leave_no_descriptor_behind() -> None:
+    fleet = Fleet(GossipPlan.from_matrix(np.full((2, 2), 0.5)))
+
+    def after_a_session() -> int:
+        asyncio.run(fleet.run(2))
+        lowest = 10**6
+        for _ in range(40):  # gRPC closes sockets in a thread of its own
+            lowest = min(lowest, len(os.listdir("/proc/self/fd")))
+            time.sleep(0.02)
+        return lowest
+
+    after_a_session()
+    counts = [after_a_session() for _ in range(3)]
+
+    assert counts == counts[:1] * 3
