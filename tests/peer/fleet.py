@@ -1,12 +1,12 @@
 """Real sessions in one event loop, with wires between them that can be cut."""
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from node_processes import free_ports
 from relay import Relay
 
 from flower_edge.gossip import GossipPlan
@@ -19,16 +19,6 @@ FAST = PeerSettings(
     redial_interval=0.05,
     farewell_timeout=3.0,
 )
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Fleet:

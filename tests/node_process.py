@@ -1,4 +1,4 @@
-"""One node in a process of its own, with a fault of its choice; for test_faults.py.
+"""One node in a process of its own, with a fault of its choice; for tests of faults.
 
 Reads a JSON config from its first argument and writes a JSON line for each thing that happens."""
 
@@ -73,8 +73,8 @@ def main() -> None:
     folder = Path(config["folder"])
     plan = GossipPlan.from_json(folder / "plan.json")
     members = [
-        Member(other, f"127.0.0.1:{port}", (folder / f"{other}.crt").read_bytes())
-        for other, port in enumerate(config["ports"])
+        Member(other, address, (folder / f"{other}.crt").read_bytes())
+        for other, address in enumerate(config["addresses"])
     ]
     start = np.full(config["elements"], node, np.float32)
     gain = np.float32(0.01 * (node + 1))
@@ -107,7 +107,7 @@ def main() -> None:
         start,
         train,
         run="faults",
-        listen=f"127.0.0.1:{config['ports'][node]}",
+        listen=config["addresses"][node],
         identity=Identity.load(folder / f"{node}.key", folder / f"{node}.crt"),
         codec=DiesInReceive(when) if fault == "killed in receive" else None,
         settings=PeerSettings(**config["settings"]),
