@@ -6,6 +6,7 @@ No Flower here: whoever runs a `PeerSession` says who its neighbours are, and ho
 from flower_edge.peer.frames import FrameError
 from flower_edge.peer.identity import Identity, fingerprint
 from flower_edge.peer.members import Member
+from flower_edge.peer.named import NamedModel
 from flower_edge.peer.payload import Codec, Fp32, PayloadError
 from flower_edge.peer.report import RoundReport, SessionReport
 from flower_edge.peer.session import PeerSession, rows_of
@@ -18,6 +19,7 @@ __all__ = [
     "FrameError",
     "Identity",
     "Member",
+    "NamedModel",
     "PayloadError",
     "PeerSession",
     "PeerSettings",

@@ -33,6 +33,7 @@ POLL_INTERVAL = 0.02
 
 Row: TypeAlias = Mapping[int, float]
 Train: TypeAlias = Callable[[Vector, int], tuple[Vector, Metrics]]
+OnRound: TypeAlias = Callable[[RoundReport], None]
 
 
 def run_id(name: str) -> bytes:
@@ -145,11 +146,11 @@ class PeerSession:
         self._saving: asyncio.Task[None] | None = None
         self._unsaved = 0
 
-    def run(self, rounds: int, first: int = 1) -> SessionReport:
+    def run(self, rounds: int, first: int = 1, on_round: OnRound | None = None) -> SessionReport:
         """Do the rounds and return what was done; see `run_async`, which this runs in a loop of its own."""
-        return asyncio.run(self.run_async(rounds, first))
+        return asyncio.run(self.run_async(rounds, first, on_round))
 
-    async def run_async(self, rounds: int, first: int = 1) -> SessionReport:
+    async def run_async(self, rounds: int, first: int = 1, on_round: OnRound | None = None) -> SessionReport:
         """Do rounds up to and including `rounds`.
 
         Parameters
@@ -158,6 +159,8 @@ class PeerSession:
             Number of the last round, the same for all nodes.
         first : int, default 1
             Number of the first, unless the state on disk is further.
+        on_round : callable, optional
+            Called with the report of each round as soon as it is done.
 
         Returns
         -------
@@ -196,6 +199,8 @@ class PeerSession:
                 await self._connected()
             while done < rounds:
                 done = await self._round(done + 1, rounds, wire, report)
+                if on_round is not None:
+                    on_round(report.rounds[-1])
             await self._farewell(done, report)
         finally:
             await self._close(listener, dialling)
