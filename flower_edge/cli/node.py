@@ -97,7 +97,7 @@ def _print(line: Mapping[str, Any]) -> None:
 
 def _npz(arrays: Mapping[str, Any]) -> bytes:
     file = BytesIO()
-    named = {
+    named: dict[str, Any] = {
         # numpy has no bfloat16.
         name: np.asarray(array.float() if str(array.dtype) == "torch.bfloat16" else array)
         for name, array in arrays.items()

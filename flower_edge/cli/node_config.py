@@ -71,8 +71,8 @@ class NodeConfig:
         Raises
         ------
         ValueError
-            If something is missing, unknown, of another type, or does not fit the rest; the message says which
-            key.
+            If something is missing, unknown, of another type, or does not fit the rest; the message says
+            which key.
         """
         try:
             with path.open("rb") as file:

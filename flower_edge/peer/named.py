@@ -55,7 +55,8 @@ class NamedModel:
         """Return the arrays that are not mixed, for a session's state."""
         file = BytesIO()
         # Numbered, because names of arrays are no file names.
-        np.savez(file, **{str(number): array for number, array in enumerate(self._carried.values())})
+        numbered: dict[str, Any] = {str(n): array for n, array in enumerate(self._carried.values())}
+        np.savez(file, **numbered)
         return file.getvalue()
 
     def restore(self, extra: bytes) -> None:
