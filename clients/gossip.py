@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from flower_edge.clients import messages
 from flower_edge.clients.gossip_files import NodeFiles
 from flower_edge.gossip.codec import Layout
+from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import Fp32, Member, NamedModel, PeerSession, PeerSettings, SessionReport
 from flower_edge.strategies.records import only_arrays, to_numpy, to_record
 
@@ -152,6 +153,7 @@ def _session(context: Context, order: ConfigRecord, files: NodeFiles, model: Nam
         run=files.run,
         listen=str(listen),
         identity=files.identity(),
+        mixer=named_mixer(str(order["robust"]) or None)(_integer(order, "node")),
         settings=settings,
         state=files.state,
         extra=model.extra,

@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from flower_edge.gossip.codec import Layout, is_finite
 from flower_edge.gossip.plan import GossipPlan
+from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import PeerSettings
 from flower_edge.strategies.binding import TooFewNodesError, wait_for_nodes
 from flower_edge.strategies.hosted_gossip import HostedGossip
@@ -58,6 +59,9 @@ class ServerlessGossip(Strategy):
         The least number of nodes for a session; with fewer the run stops with a `TooFewNodesError`.
     fraction_evaluate : float (default: 1.0)
         Fraction of nodes that evaluate their own model after each session; 0 skips evaluation on the nodes.
+    robust : {"clip", "trim"}, optional
+        How nodes mix if some may send anything: `flower_edge.gossip.ClippedGossip` or
+        `flower_edge.gossip.TrimmedMean`. By default `flower_edge.gossip.DPSGD`, which trusts neighbours.
     settings : PeerSettings, optional
         What nodes wait for how long, and whether links may be in clear text.
     connect_timeout : float (default: 300.0)
@@ -91,6 +95,7 @@ class ServerlessGossip(Strategy):
         export: int = 0,
         min_nodes: int = 2,
         fraction_evaluate: float = 1.0,
+        robust: str | None = None,
         settings: PeerSettings | None = None,
         connect_timeout: float = 300.0,
         weighted_by_key: str = "num-examples",
@@ -112,6 +117,8 @@ class ServerlessGossip(Strategy):
         self.export = export
         self.min_nodes = min_nodes
         self.fraction_evaluate = fraction_evaluate
+        self.robust = robust
+        self._mixer = named_mixer(robust)
         self.settings = PeerSettings() if settings is None else settings
         self.connect_timeout = connect_timeout
         self.weighted_by_key = weighted_by_key
@@ -224,6 +231,7 @@ class ServerlessGossip(Strategy):
             evaluate_every=self.rounds_per_session,
             bind_by="partition-id",
             connect_timeout=self.connect_timeout,
+            mixer=self._mixer,
             weighted_by_key=self.weighted_by_key,
             arrayrecord_key=self.arrayrecord_key,
             configrecord_key=self.configrecord_key,
@@ -312,6 +320,7 @@ class ServerlessGossip(Strategy):
                     [[m.node, m.address, (m.certificate or b"").decode()] for m in members if m is not None]
                 ),
                 "settings": json.dumps(asdict(self.settings)),
+                "robust": self.robust or "",
                 "export": exports,
                 "arrayrecord-key": self.arrayrecord_key,
                 "configrecord-key": self.configrecord_key,

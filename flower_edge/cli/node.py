@@ -46,6 +46,7 @@ def node(config: Annotated[Path, Argument(metavar="CONFIG.toml", show_default=Fa
         run=given.run,
         listen=given.listen,
         identity=given.identity,
+        mixer=given.mixer,
         settings=given.settings,
         state=given.state,
         extra=model.extra,

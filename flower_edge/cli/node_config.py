@@ -6,7 +6,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from flower_edge.gossip.mixer import Mixer
 from flower_edge.gossip.plan import GossipPlan
+from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer.identity import Identity, checked_fingerprint, fingerprint, read_pem
 from flower_edge.peer.members import Member
 from flower_edge.peer.settings import PeerSettings
@@ -27,6 +29,7 @@ _OPTIONAL = {
     "certificate": _TEXT,
     "state": _TEXT,
     "result": _TEXT,
+    "robust": _TEXT,
     "settings": (dict,),
     "peers": (list,),
 }
@@ -47,6 +50,7 @@ class NodeConfig:
     plan : GossipPlan
     members : tuple of Member
     identity : Identity or None
+    mixer : Mixer
     settings : PeerSettings
     state, result : Path or None
     """
@@ -60,6 +64,7 @@ class NodeConfig:
     listen: str
     members: tuple[Member, ...]
     identity: Identity | None
+    mixer: Mixer
     settings: PeerSettings
     state: Path | None
     result: Path | None
@@ -107,6 +112,7 @@ class NodeConfig:
             listen=table["listen"],
             members=tuple(_member(peer, folder) for peer in table.get("peers", [])),
             identity=_identity(table, folder),
+            mixer=named_mixer(table.get("robust"))(table["node"]),
             settings=PeerSettings(**settings),
             state=folder / table["state"] if "state" in table else None,
             result=folder / table["result"] if "result" in table else None,

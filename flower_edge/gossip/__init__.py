@@ -37,6 +37,7 @@ from flower_edge.gossip.plan import GossipPlan
 from flower_edge.gossip.radio import WAVELAN_2MBIT, PacketEnergy, Radio, RadioEnergy
 from flower_edge.gossip.rationed import rationed_schedule
 from flower_edge.gossip.regular_graphs import RegularGraph, ramanujan
+from flower_edge.gossip.robust import ClippedGossip, TrimmedMean
 from flower_edge.gossip.sparsify import Pruned, choose_links, prune
 from flower_edge.gossip.transmissions import Transmissions, expected_transmissions
 from flower_edge.gossip.weights import metropolis_hastings, mixing_matrix
@@ -48,6 +49,7 @@ __all__ = [
     "BroadcastEnergy",
     "Candidate",
     "Choice",
+    "ClippedGossip",
     "Convergence",
     "EnergyModel",
     "Fastest",
@@ -63,6 +65,7 @@ __all__ = [
     "RegularGraph",
     "TapDelta",
     "Transmissions",
+    "TrimmedMean",
     "UnicastEnergy",
     "aggregator_energy",
     "asymptotic_contraction",

@@ -28,12 +28,25 @@ class Mixer(ABC):
     separable : bool, default False
         Whether a model may be mixed in parts, each with neighbours of its own: `mix` treats every element
         alike, and remembers nothing from one call to the next. A property of the class.
+    memoryless : bool, default False
+        Whether nothing is remembered from one call to the next, so that a node can start again from its model
+        alone. A property of the class.
     """
 
     separable: ClassVar[bool] = False
+    memoryless: ClassVar[bool] = False
 
     def __init__(self, node: int) -> None:
         self.node = node
+
+    def check(self, row: Mapping[int, float], received: Mapping[int, Vector]) -> None:
+        """Raise the KeyError of `mix` if the row or what was received is not for this node."""
+        if self.node not in row:
+            raise KeyError(f"the row has weights for nodes {sorted(row)}, none for node {self.node} itself")
+        if strangers := received.keys() - row.keys():
+            raise KeyError(
+                f"received models from {sorted(strangers)}; node {self.node} mixes with {sorted(row)}"
+            )
 
     @abstractmethod
     def outgoing(self, model: Vector) -> Vector:
@@ -80,6 +93,7 @@ class DPSGD(Mixer):
     """
 
     separable = True
+    memoryless = True
 
     def outgoing(self, model: Vector) -> Vector:
         """Return the trained model itself."""
@@ -93,12 +107,7 @@ class DPSGD(Mixer):
         out: Vector | None = None,
     ) -> Vector:
         """Return the weighted average of `model` and `received`; see `Mixer.mix`."""
-        if self.node not in row:
-            raise KeyError(f"the row has weights for nodes {sorted(row)}, none for node {self.node} itself")
-        if strangers := received.keys() - row.keys():
-            raise KeyError(
-                f"received models from {sorted(strangers)}; node {self.node} mixes with {sorted(row)}"
-            )
+        self.check(row, received)
         neighbours = [j for j in row if j in received and j != self.node]
         # What is not given away stays here: absent neighbours' weight included, and the sum is one whatever
         # was rounded.

@@ -193,6 +193,11 @@ class Neighbour:
             return self.link.outcome, self._theirs
         return Outcome.FAILED, None
 
+    def release(self) -> None:
+        """Let go of the models that `exchange` returned: they are mixed."""
+        self._theirs = None
+        self._inbox.release()
+
     def sit_out(self, round: int) -> None:
         """Let a round go by; the neighbour need not wait."""
         self._say(self.link.begin(round))

@@ -123,10 +123,10 @@ class PeerSession:
         _check_model(model)
         if self._mixer.node != node:
             raise ValueError(f"received the mixer of node {self._mixer.node}, expected that of {node}")
-        if state is not None and not self._mixer.separable:
+        if state is not None and not self._mixer.memoryless:
             raise ValueError(
                 f"{type(self._mixer).__name__} remembers more than the model, which a state file does not "
-                "hold: leave out state, or use a mixer that is `separable`, such as DPSGD"
+                "hold: leave out state, or use a mixer that is `memoryless`, such as DPSGD"
             )
         self._model = model
         self._train = train
@@ -226,6 +226,8 @@ class PeerSession:
             counted, doubtful = await self._exchanged(round, row, trained)
             self._model = self._mixer.mix(trained, row, counted)
             self._remember(round, row, trained, counted, doubtful)
+            for neighbour in self._fleet.values():
+                neighbour.release()
         else:
             counted, doubtful = {}, {}
             for j in _others(row, self.node):
@@ -291,7 +293,7 @@ class PeerSession:
         """Keep what each doubtful neighbour's model would have changed, until it is known whether it does."""
         for j, model in doubtful.items():
             log.warning("round %d: it is not known yet whether node %d counts the link", round, j)
-            if self._mixer.separable:
+            if self._mixer.memoryless:
                 change = self._mixer.mix(trained, row, {**counted, j: model}) - self._model
                 self._pending[j] = round, change
 

@@ -157,6 +157,7 @@ def change(old: str, new: str) -> Callable[[Path], None]:
         (change("mytask:trainer", "mytask:absent"), "mytask has no callable 'absent'"),
         (change("mytask:trainer", "mytask:nothing"), "returned a NoneType, expected a pair"),
         (change("plan.json", "absent.json"), "absent.json"),
+        (change("rounds = 20", 'rounds = 20\nrobust = "median"'), "robust is 'median'"),
         (change("0.npz", "0.txt"), "expected a name that ends in .npz"),
         (lambda folder: (folder / "0.key").chmod(0o644), "others may read the private key"),
         (lambda folder: (folder / "0.toml").write_text("not = toml = "), "cannot read"),

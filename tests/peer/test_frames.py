@@ -195,3 +195,40 @@ def test_a_short_payload_is_no_model() -> None:
 
     with pytest.raises(PayloadError, match="received 8 bytes, expected 28"):
         inbox.add(frame_of(bytes(8)))
+
+
+def test_memory_is_used_again_once_it_is_given_back() -> None:
+    inbox = Inbox(Fp32(), 5000, largest=1e8)
+
+    def arrives(round_: int) -> np.ndarray:
+        inbox.add(frame_of(np.full(5000, round_, "<f4").tobytes(), round=round_))
+        return inbox.model_of(round_)
+
+    first = arrives(1)
+    second = arrives(2)
+    assert not np.shares_memory(first, second)
+    inbox.release()
+    third = arrives(3)
+    assert np.shares_memory(first, third)
+    fourth = arrives(4)
+    np.testing.assert_array_equal(third, np.full(5000, 3.0))
+    np.testing.assert_array_equal(second, np.full(5000, 2.0))
+    assert not any(np.shares_memory(fourth, other) for other in (second, third))
+
+
+@given(st.lists(st.sampled_from(["arrive", "take", "release", "clear"]), max_size=40))
+def test_a_model_that_is_held_is_never_written_over(events: list[str]) -> None:
+    inbox, round_, held = Inbox(Fp32(), 16, largest=1e8), 0, []
+    for event in events:
+        if event == "arrive":
+            round_ += 1
+            inbox.add(frame_of(np.full(16, round_, "<f4").tobytes(), round=round_))
+        elif event == "take" and (model := inbox.model_of(round_)) is not None:
+            held.append((round_, model))
+        elif event == "release":
+            held = []
+            inbox.release()
+        elif event == "clear":
+            inbox.clear()
+        for number, model in held:
+            np.testing.assert_array_equal(model, np.full(16, number))

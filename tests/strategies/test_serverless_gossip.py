@@ -13,6 +13,7 @@ from threaded_grid import ThreadedGrid
 
 from flower_edge.clients import gossip_mod
 from flower_edge.gossip import GossipPlan
+from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import PeerSettings
 from flower_edge.strategies import HostedGossip, ServerlessGossip, TooFewNodesError
 
@@ -255,6 +256,19 @@ def test_replies_are_not_trusted(
     assert np.isfinite(result.arrays["weight"].numpy()).all()
 
 
+@pytest.mark.parametrize("robust", ["clip", "trim"])
+def test_robust_mixing_is_what_the_host_would_do(
+    robust: str, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    strategy = ServerlessGossip(plan, export=6, robust=robust, settings=FAST)
+
+    result = strategy.start(grid, initial, num_rounds=3)
+
+    hosted = HostedGossip(plan, bind_by="partition-id", mixer=named_mixer(robust))
+    expected = hosted.start(LocalGrid(grid.app, NODE_IDS), initial, 3).arrays
+    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected["weight"].numpy(), rtol=1e-5)
+
+
 def test_errors_are_counted(plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord) -> None:
     def fail(partition: int, message: Message, reply: Message) -> Message:
         broken = partition == 2 and message.metadata.message_type == "train.gossip"
@@ -274,6 +288,7 @@ def test_errors_are_counted(plan: GossipPlan, grid: ThreadedGrid, initial: Array
         ({"export": 7}, "export is 7; expected 0 to 6"),
         ({"min_nodes": 1}, "min_nodes is 1; expected 2 to 6"),
         ({"fraction_evaluate": 2}, "fraction_evaluate is 2"),
+        ({"robust": "median"}, "robust is 'median'"),
     ],
 )
 def test_bad_arguments(plan: GossipPlan, arguments: dict, message: str) -> None:
