@@ -81,7 +81,7 @@ class Deployment(LocalFlower):
             f'[superlink]\ndefault = "deployment"\n\n[superlink.deployment]\naddress = "{self.superlink}"\n'
             f'root-certificates = "{authority}"\n'
         )
-        self._daemon(
+        self.superlink_process = self._daemon(
             "superlink",
             *("flower-superlink", "--port", str(self.ports[0]), "--enable-supernode-auth"),
             *("--ssl-ca-certfile", str(authority), "--ssl-certfile", str(self.folder / "superlink.crt")),

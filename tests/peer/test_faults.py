@@ -10,7 +10,11 @@ import pytest
 from node_processes import NODES, SETTINGS, check_mean, check_survivors, counted, processes
 
 ROUNDS = 60
-KILLS = ("killed in training", "killed in send", "killed in receive")
+KILLS = [
+    "killed in send",
+    pytest.param("killed in training", marks=pytest.mark.slow),
+    pytest.param("killed in receive", marks=pytest.mark.slow),
+]
 
 
 def victims(count: int) -> list[int]:
