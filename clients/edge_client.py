@@ -8,13 +8,14 @@ from contextlib import nullcontext
 from typing import TypeAlias
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from flower_edge.clients import energy, local_training, messages
 from flower_edge.clients.elastic import MakeElastic, check_elastic
 from flower_edge.clients.elastic_round import ElasticRound, Task
+from flower_edge.clients.gossip import gossip_mod
 from flower_edge.clients.local_training import Batches, BatchFunction
 from flower_edge.clients.profiles import Profiles
 from flower_edge.energy import Meter
@@ -51,9 +52,10 @@ def edge_client_app(
     """Build a ClientApp that trains and evaluates a torch model.
 
     It answers Flower's usual ``train`` and ``evaluate`` messages, so that FedAvg and
-    `flower_edge.strategies.HostedGossip` both work with it, and ``query.gossip``, by which a gossip
-    strategy learns which node of its plan this board is. Two runs with the same ``seed`` train identical
-    models: every random number of a node and round follows from (seed, partition-id, round).
+    `flower_edge.strategies.HostedGossip` both work with it; ``query.gossip``, by which a gossip strategy
+    learns which node of its plan this board is; and the messages of
+    `flower_edge.strategies.ServerlessGossip`, see `gossip_mod`. Two runs with the same ``seed`` train
+    identical models: every random number of a node and round follows from (seed, partition-id, round).
 
     Parameters
     ----------
@@ -201,14 +203,7 @@ def edge_client_app(
         report = local_training.evaluate(net.to(device), batches, {"eval_loss": loss, **metrics}, device)
         return Message(RecordDict({"metrics": report}), reply_to=message)
 
-    @app.query("gossip")
-    def query(message: Message, context: Context) -> Message:
-        return Message(
-            RecordDict({"gossip": ConfigRecord({"partition-id": messages.partition(context)})}),
-            reply_to=message,
-        )
-
-    return app
+    return gossip_mod(app)
 
 
 def _check_methods(methods: object) -> None:

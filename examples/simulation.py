@@ -111,18 +111,26 @@ class LocalFlower:
             If the run did not complete.
         """
         workers = min(nodes, len(os.sched_getaffinity(0)))
+        federation = f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={workers}"
+        self._run(app, "local", config, on_round, timeout, "--federation-config", federation)
+
+    def _run(
+        self,
+        app: Path,
+        superlink: str,
+        config: Mapping[str, bool | float | int | str],
+        on_round: Callable[[int], None],
+        timeout: float,
+        *options: str,
+    ) -> list[str]:
+        """Run a Flower app to its end, and return its log."""
         # In a file, because what the command line takes has no way to write a quote. A JSON string is a TOML
         # string, and so are JSON's numbers and booleans.
         run_config = self.folder / "run-config.toml"
         run_config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
-        command = [
-            *("flwr", "run", str(app), "local", "--stream", "--run-config", str(run_config)),
-            "--federation-config",
-            f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={workers}",
-        ]
-        log = []
+        log: list[str] = []
         with subprocess.Popen(
-            command,
+            ["flwr", "run", str(app), superlink, "--stream", "--run-config", str(run_config), *options],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -141,6 +149,7 @@ class LocalFlower:
             finally:
                 watchdog.cancel()
         self._check(log, timeout if process.returncode == -signal.SIGKILL else None)
+        return log
 
     def _check(self, log: list[str], timed_out_after: float | None) -> None:
         """Raise a SimulationError unless the run is complete: ``flwr run`` exits with 0 either way."""

@@ -3,5 +3,6 @@
 from flower_edge.strategies.binding import TooFewNodesError
 from flower_edge.strategies.checkpoint import CheckpointError
 from flower_edge.strategies.hosted_gossip import HostedGossip
+from flower_edge.strategies.serverless_gossip import ServerlessGossip
 
-__all__ = ["CheckpointError", "HostedGossip", "TooFewNodesError"]
+__all__ = ["CheckpointError", "HostedGossip", "ServerlessGossip", "TooFewNodesError"]

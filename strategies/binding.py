@@ -22,6 +22,28 @@ class TooFewNodesError(RuntimeError):
     """Fewer nodes take part than the strategy was told to go on with."""
 
 
+def wait_for_nodes(grid: Grid, n: int, timeout: float) -> int:
+    """Wait until as many nodes are connected as the plan has, and return how many are.
+
+    Raises
+    ------
+    TooFewNodesError
+        If some are still missing after `timeout` seconds.
+    """
+    deadline, reported = time.monotonic() + timeout, -1
+    while (connected := len(list(grid.get_node_ids()))) < n:
+        if time.monotonic() > deadline:
+            raise TooFewNodesError(
+                f"the plan is for {n} nodes, {connected} are connected after {timeout:.0f} s. "
+                "Start the others, or make a plan for this many nodes"
+            )
+        if connected != reported:
+            log(INFO, "Waiting for nodes to connect: %d connected (the plan has %d).", connected, n)
+            reported = connected
+        time.sleep(0.2)
+    return connected
+
+
 class NodeBinding:
     """A lasting one-to-one map between Flower node ids and the plan's node indices.
 
@@ -71,18 +93,7 @@ class NodeBinding:
         RuntimeError
             If a node cannot say its partition.
         """
-        deadline = time.monotonic() + timeout
-        reported = -1
-        while (connected := len(list(grid.get_node_ids()))) < self.n:
-            if time.monotonic() > deadline:
-                raise TooFewNodesError(
-                    f"the plan is for {self.n} nodes, {connected} are connected after {timeout:.0f} s. "
-                    "Start the others, or make a plan for this many nodes"
-                )
-            if connected != reported:
-                log(INFO, "Waiting for nodes to connect: %d connected (the plan has %d).", connected, self.n)
-                reported = connected
-            time.sleep(0.2)
+        connected = wait_for_nodes(grid, self.n, timeout)
         if connected > self.n:
             raise ValueError(
                 f"the plan is for {self.n} nodes, {connected} are connected. "

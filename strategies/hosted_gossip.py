@@ -25,15 +25,13 @@ from flower_edge.strategies.importance import (
     received_importance,
     to_config,
 )
-from flower_edge.strategies.metrics import mean_min_max, weighted_mean
+from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
 from flower_edge.strategies.mixing import MakeMixer, choose_mixer
 from flower_edge.strategies.records import checked_weight, only_arrays, to_numpy, to_record
 from flower_edge.strategies.replies import accept
 from flower_edge.strategies.rounds import ResumableStrategy
 from flower_edge.strategies.stretches import energy
 from flower_edge.strategies.summary import log_summary
-
-MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 
 log = getLogger("flwr").log
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 from flwr.app import MetricRecord, RecordDict
 
 Value = int | float | list[int] | list[float]
+MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 
 
 def weighted_mean(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:

@@ -17,12 +17,13 @@ ALLOWED = {
         *{"numpy", "torch", "networkx", "scipy", "cvxpy"},
     },
     "flower_edge/energy": {"flower_edge.energy"},
+    "flower_edge/peer": {"flower_edge.peer", "flower_edge.gossip", "cryptography", "grpc", "numpy"},
     "flower_edge/report": {
         *{"flower_edge.report", "flower_edge.gossip", "flower_edge._extras"},
         *{"numpy", "matplotlib", "networkx"},
     },
     "flower_edge/cli": {
-        *{"flower_edge.cli", "flower_edge.energy", "flower_edge.gossip", "flower_edge.kernels"},
+        *{"flower_edge.cli", "flower_edge.energy", "flower_edge.gossip", "flower_edge.kernels", "flower_edge.peer"},
         *{"flower_edge.report", "flower_edge.training"},
         *{"flower_edge._extras", "click", "networkx", "numpy", "rich", "torch", "typer"},
     },
@@ -174,5 +175,17 @@ else:
     done = subprocess.run(
         [sys.executable, "-c", script, str(plan)], capture_output=True, text=True, check=False
     )
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_need_neither_torch_nor_flower() -> None:
+    script = """
+import sys
+for module in ("torch", "flwr", "networkx", "scipy", "cvxpy"):
+    sys.modules[module] = None
+import flower_edge.peer
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr

@@ -1,15 +1,14 @@
 """``flower-edge profile``: what each operation of a model costs in a training step on this device."""
 
-import importlib
 import math
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 from typer import Argument, Option
 
+from flower_edge.cli.callables import named_callable
 from flower_edge.cli.files import check_target, write_whole
 from flower_edge.cli.profile_energy import measure_step, print_energy
 from flower_edge.cli.profile_tables import print_profile
@@ -154,16 +153,7 @@ def _loss(result: Any, _: None) -> "Tensor":
 def _model(reference: str) -> "nn.Module":
     from torch import nn
 
-    module, _, name = reference.partition(":")
-    if not module or not name:
-        raise ValueError(f"received {reference!r}, expected MODULE:CALLABLE, such as mymodels:resnet18")
-    sys.path.insert(0, os.getcwd())
-    try:
-        maker = getattr(importlib.import_module(module), name, None)
-    finally:
-        sys.path.remove(os.getcwd())
-    if not callable(maker):
-        raise ValueError(f"{module} has no callable {name!r}, expected one that returns a model")
+    maker = named_callable(reference, os.getcwd(), "mymodels:resnet18", "a model")
     made = maker()
     if not isinstance(made, nn.Module):
         raise ValueError(f"{reference} returned a {type(made).__name__}, expected a torch.nn.Module")

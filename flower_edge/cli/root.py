@@ -9,8 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 import flower_edge
+from flower_edge.cli.certs import certs
 from flower_edge.cli.doctor import doctor
 from flower_edge.cli.meter import energy
+from flower_edge.cli.node import node
 from flower_edge.cli.profile import profile
 from flower_edge.cli.screen import complain
 from flower_edge.cli.topology import topology
@@ -56,9 +58,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(topology, name="topology")
+app.add_typer(certs, name="certs")
 app.command()(profile)
 app.command()(energy)
 app.command()(doctor)
+app.command()(node)
 
 
 def _print_version(wanted: bool) -> None:

@@ -43,6 +43,7 @@ from flower_edge.gossip.quantise import Int4, Int8
 from flower_edge.gossip.radio import WAVELAN_2MBIT, PacketEnergy, Radio, RadioEnergy
 from flower_edge.gossip.rationed import rationed_schedule
 from flower_edge.gossip.regular_graphs import RegularGraph, ramanujan
+from flower_edge.gossip.robust import ClippedGossip, TrimmedMean
 from flower_edge.gossip.sparse import SignNorm, TopK
 from flower_edge.gossip.sparsify import Pruned, choose_links, prune
 from flower_edge.gossip.transmissions import Transmissions, expected_transmissions
@@ -57,6 +58,7 @@ __all__ = [
     "Candidate",
     "ChocoSGD",
     "Choice",
+    "ClippedGossip",
     "Codec",
     "CodecError",
     "CompressedMixer",
@@ -84,6 +86,7 @@ __all__ = [
     "TapDelta",
     "TopK",
     "Transmissions",
+    "TrimmedMean",
     "UnicastEnergy",
     "aggregator_energy",
     "asymptotic_contraction",

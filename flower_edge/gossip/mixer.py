@@ -32,9 +32,13 @@ class Mixer(ABC, Generic[Message]):
     separable : bool, default False
         Whether a model may be mixed in parts, each with neighbours of its own: `mix` treats every element
         alike, and remembers nothing from one call to the next. A property of the class.
+    memoryless : bool, default False
+        Whether nothing is remembered from one call to the next, so that a node can start again from its model
+        alone. A property of the class.
     """
 
     separable: ClassVar[bool] = False
+    memoryless: ClassVar[bool] = False
 
     def __init__(self, node: int) -> None:
         self.node = node
@@ -132,6 +136,7 @@ class DPSGD(Mixer[Vector]):
     """
 
     separable = True
+    memoryless = True
 
     def outgoing(self, model: Vector, neighbours: Collection[int]) -> dict[int, Vector]:
         """Return the trained model itself, for each."""

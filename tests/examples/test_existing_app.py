@@ -2,6 +2,9 @@
 
 import difflib
 import importlib
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,3 +72,49 @@ def test_it_learns_before_and_after(
     assert accuracies[0]["accuracy"] < 0.3
     assert accuracies[-1]["accuracy"] > 0.6
     assert (tmp_path / "final_model.pt").exists()
+
+
+def test_ten_more_lines_take_the_models_from_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diff = (APP / "serverless.diff").read_text()
+    changed = [line for line in diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    readme = (APP / "README.md").read_text()
+    assert 0 < len(changed) <= 15
+    assert all(line in readme for line in changed)
+    shutil.copytree(APP / "existing_app", tmp_path / "existing_app")
+    subprocess.run(["patch", "-p1"], input=diff, text=True, cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    paths = [tmp_path, ROOT, ROOT / "tests", ROOT / "tests" / "strategies"]
+
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
+    )
+
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert float(done.stdout.split()[-1]) > 0.6
+    assert (tmp_path / "final_model.pt").exists()
+
+
+RUN = """
+import sys
+from pathlib import Path
+import torch
+from flwr.app import Context, RecordDict
+from threaded_grid import ThreadedGrid
+from existing_app import client_app, server_app_fedavg as server_app
+
+torch.set_num_threads(1)
+config = {"num-server-rounds": 6, "fraction-evaluate": 0.5, "local-epochs": 1, "learning-rate": 0.05,
+          "batch-size": 32}
+grid = ThreadedGrid(client_app.app, list(range(100, 110)), Path(sys.argv[1]), run_config=config)
+server_app.app(grid, Context(1, 0, {}, RecordDict(), config))
+assert {m.metadata.message_type for m in grid.sent} == {"query.gossip", "train.gossip", "evaluate.gossip"}
+model = torch.load("final_model.pt", weights_only=True)
+from flwr.app import ArrayRecord
+print(server_app.global_evaluate(6, ArrayRecord(model))["accuracy"])
+"""

@@ -1,0 +1,111 @@
+"""What a node keeps on its disk for a run: its key, its model, and what the model looks like."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Context
+
+from flower_edge.gossip.codec import ArraySpec, Layout
+from flower_edge.peer import Identity, State, StateError
+from flower_edge.peer.session import run_id
+
+KEPT_RUNS = 3
+"""Folders of so many runs stay; older ones are removed when a new run begins."""
+
+
+@dataclass(frozen=True)
+class NodeFiles:
+    """The files of one node in one run.
+
+    Flower loses ``Context.state`` when a SuperNode restarts, and starts a new process for each message: what
+    has to last is here.
+
+    Attributes
+    ----------
+    folder : Path
+        For its owner alone.
+    run : str
+        What the strategy calls the run.
+    """
+
+    folder: Path
+    run: str
+
+    @classmethod
+    def of(cls, context: Context, run: str) -> NodeFiles:
+        """Return the files of this node, in a folder that is there.
+
+        It lies below ``gossip-folder`` of the node config, by default below ``$XDG_STATE_HOME/flower_edge``.
+        """
+        if not run.isalnum():
+            raise ValueError(f"received run {run!r:.60}, expected letters and digits")
+        above = _root(context) / f"node-{context.node_id}"
+        folder = above / run
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True)
+            _remove_old(above)
+        return cls(folder, run)
+
+    @property
+    def state(self) -> Path:
+        """Where the session keeps the model after each round."""
+        return self.folder / "state"
+
+    def identity(self) -> Identity:
+        """Return the node's key and certificate of this run, made when they are first asked for."""
+        key, certificate = self.folder / "node.key", self.folder / "node.crt"
+        if not certificate.exists():
+            key.unlink(missing_ok=True)  # of a process that died between the two
+            Identity.temporary().save(key, certificate)
+        return Identity.load(key, certificate)
+
+    def keep_layout(self, layout: Layout) -> None:
+        """Remember the names, shapes and dtypes of the model's arrays."""
+        specs = [[spec.name, list(spec.shape), spec.dtype] for spec in layout.specs]
+        partial = self.folder / "layout.partial"
+        partial.write_text(json.dumps(specs))
+        partial.replace(self.folder / "layout.json")
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]] | None:
+        """Return arrays of zeros that look like the model's, None if this node has none yet."""
+        path = self.folder / "layout.json"
+        if not path.exists():
+            return None
+        specs = (ArraySpec(name, tuple(shape), dtype) for name, shape, dtype in json.loads(path.read_text()))
+        return {spec.name: np.zeros(spec.shape, spec.dtype) for spec in specs}
+
+    def kept(self, node: int) -> State | None:
+        """Return what is on disk, None if there is nothing or it is no good."""
+        arrays = self.arrays()
+        if arrays is None or not self.state.exists():
+            return None
+        try:
+            return State.load(self.state, run_id(self.run), node, Layout.of(arrays).size)
+        except StateError:
+            return None
+
+    def forget(self) -> None:
+        """Remove the model; the key stays, since others have pinned it."""
+        self.state.unlink(missing_ok=True)
+
+
+def _root(context: Context) -> Path:
+    given = context.node_config.get("gossip-folder")
+    if given is not None:
+        return Path(str(given))
+    state_home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state_home) / "flower_edge"
+
+
+def _remove_old(folder: Path) -> None:
+    runs = sorted(folder.iterdir(), key=lambda run: run.stat().st_mtime)
+    for run in runs[:-KEPT_RUNS]:
+        shutil.rmtree(run, ignore_errors=True)

@@ -1,0 +1,481 @@
+"""Rounds of {local steps, exchange with this round's neighbours, mix}, from one node's side."""
+
+import asyncio
+import hashlib
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from flower_edge.gossip.codec import Vector, is_finite
+from flower_edge.gossip.mixer import DPSGD, Mixer
+from flower_edge.gossip.plan import GossipPlan
+from flower_edge.peer.dialler import Dialler
+from flower_edge.peer.frames import RUN_BYTES, Frame, Kind, model_frames
+from flower_edge.peer.identity import Identity
+from flower_edge.peer.inbox import Inbox
+from flower_edge.peer.link import Link, Outcome
+from flower_edge.peer.listener import Listener
+from flower_edge.peer.members import Member, by_node
+from flower_edge.peer.neighbour import Neighbour
+from flower_edge.peer.payload import Codec, Fp32
+from flower_edge.peer.refusals import Refusals, log
+from flower_edge.peer.report import Metrics, RoundReport, SessionReport
+from flower_edge.peer.settings import PeerSettings
+from flower_edge.peer.sockets import WireBytes, address_of
+from flower_edge.peer.state import State
+
+CLOSE_TIMEOUT = 2.0
+POLL_INTERVAL = 0.02
+
+Row: TypeAlias = Mapping[int, float]
+Train: TypeAlias = Callable[[Vector, int], tuple[Vector, Metrics]]
+OnRound: TypeAlias = Callable[[RoundReport], None]
+
+
+def run_id(name: str) -> bytes:
+    """Return the 16 bytes by which frames name a run."""
+    return hashlib.sha256(name.encode()).digest()[:RUN_BYTES]
+
+
+def rows_of(plan: GossipPlan, node: int) -> list[dict[int, float]]:
+    """Return what a node needs of a plan: its row of W(t) in each phase."""
+    return [plan.row(node, phase) for phase in range(len(plan.phases))]
+
+
+class PeerSession:
+    """One node of a gossip among equals.
+
+    In each round the node trains, sends what its `Mixer` gives out to the neighbours of the round, and mixes
+    in what they send. Between any two nodes the one with the lower number opens the link, and decides whether
+    it counts; a link that fails in a round fails for both ends, and its weight returns to both, so that the
+    mean of all models is kept. Neighbours' models are received while the node still trains; it sends its own
+    once it has trained, since that is what the mixers send.
+
+    Parameters
+    ----------
+    node : int
+        This node.
+    rows : sequence of mapping of int to float
+        This node's row of W(t) for each phase of the plan; round t uses ``rows[t % len(rows)]``.
+    members : iterable of Member
+        The neighbours, every one that `rows` name; others are ignored, itself included.
+    model : ndarray of float32, shape (d,)
+        Where it starts.
+    train : callable
+        ``(model, round) -> (model, metrics)``: the local steps. Called in a thread of its own; may not
+        write to the model that it is given.
+    run : str
+        Names the run; the same for all nodes, another for every run.
+    listen : str
+        ``host:port`` to listen at.
+    identity : Identity or None
+        This node's. None only with ``PeerSettings(insecure=True)``.
+    mixer : Mixer, optional
+        `DPSGD` by default.
+    codec : Codec, optional
+        `Fp32` by default.
+    settings : PeerSettings, optional
+    state : Path, optional
+        A file that holds the model after each round. If it is there, the session goes on after that round.
+    extra : callable, optional
+        Returns what is kept in that file beside the model; `resumed` gives it back.
+
+    Attributes
+    ----------
+    resumed : State or None
+        What was read from `state`.
+
+    Raises
+    ------
+    ValueError
+        If rows, members, model, mixer and settings do not go together, or a certificate is missing.
+    flower_edge.peer.StateError
+        If the file named by `state` is damaged, or belongs to another run.
+    """
+
+    def __init__(
+        self,
+        node: int,
+        rows: Sequence[Row],
+        members: Iterable[Member],
+        model: Vector,
+        train: Train,
+        *,
+        run: str,
+        listen: str,
+        identity: Identity | None,
+        mixer: Mixer[Vector] | None = None,
+        codec: Codec | None = None,
+        settings: PeerSettings | None = None,
+        state: Path | None = None,
+        extra: Callable[[], bytes] = bytes,
+    ) -> None:
+        settings = PeerSettings() if settings is None else settings
+        self._mixer = DPSGD(node) if mixer is None else mixer
+        self._codec = Fp32() if codec is None else codec
+        self.node = node
+        self._rows = rows
+        self._members = _checked_members(node, rows, members, identity, settings)
+        _check_model(model)
+        if self._mixer.node != node:
+            raise ValueError(f"received the mixer of node {self._mixer.node}, expected that of {node}")
+        if state is not None and not self._mixer.memoryless:
+            raise ValueError(
+                f"{type(self._mixer).__name__} remembers more than the model, which a state file does not "
+                "hold: leave out state, or use a mixer that is `memoryless`, such as DPSGD"
+            )
+        self._model = model
+        self._train = train
+        self._run = run_id(run)
+        self._listen = listen
+        self._identity = None if settings.insecure else identity
+        self._settings = settings
+        self._state = state
+        self._extra = extra
+        self.resumed: State | None = None
+        if state is not None and state.exists():
+            self.resumed = State.load(state, self._run, node, len(model))
+            self._model = self.resumed.model
+        self._refusals = Refusals()
+        self._fleet: dict[int, Neighbour] = {}
+        self._pending: dict[int, tuple[int, Vector]] = {}
+        self._saving: asyncio.Task[None] | None = None
+        self._unsaved = 0
+
+    def run(self, rounds: int, first: int = 1, on_round: OnRound | None = None) -> SessionReport:
+        """Do the rounds and return what was done; see `run_async`, which this runs in a loop of its own."""
+        return asyncio.run(self.run_async(rounds, first, on_round))
+
+    async def run_async(self, rounds: int, first: int = 1, on_round: OnRound | None = None) -> SessionReport:
+        """Do rounds up to and including `rounds`.
+
+        Parameters
+        ----------
+        rounds : int
+            Number of the last round, the same for all nodes.
+        first : int, default 1
+            Number of the first, unless the state on disk is further.
+        on_round : callable, optional
+            Called with the report of each round as soon as it is done.
+
+        Returns
+        -------
+        SessionReport
+
+        Raises
+        ------
+        OSError
+            If the node cannot listen at its address.
+        """
+        if not 1 <= first <= rounds:
+            raise ValueError(f"received rounds {first} to {rounds}, expected at least one, from 1 on")
+        if self._settings.insecure:
+            log.warning(
+                "insecure=True: links are in clear text. Anyone who reaches %s can read and change models",
+                self._listen,
+            )
+        self._fleet = self._neighbours(rounds)
+        report = SessionReport(self._model)
+        done = first - 1 if self.resumed is None else max(self.resumed.round, first - 1)
+        for neighbour in self._fleet.values():
+            neighbour.enter(min(done + 1, rounds))
+        listener = Listener(
+            self._listen,
+            self._identity,
+            {j: neighbour for j, neighbour in self._fleet.items() if j < self.node},
+            self._settings,
+            self._refusals,
+        )
+        await listener.start()
+        dialled = [neighbour for j, neighbour in self._fleet.items() if j > self.node]
+        dialling = [asyncio.create_task(self._dialler(neighbour).run()) for neighbour in dialled]
+        try:
+            wire = WireBytes(listener.port, await _resolved(dialled))
+            if done < rounds:
+                await self._connected()
+            while done < rounds:
+                done = await self._round(done + 1, rounds, wire, report)
+                if on_round is not None:
+                    on_round(report.rounds[-1])
+            await self._farewell(done, report)
+        finally:
+            await self._close(listener, dialling)
+        report.model = self._model
+        report.refusals = dict(self._refusals.counts)
+        report.unsaved = self._unsaved
+        return report
+
+    # ---------------------------------------------------------------- a round
+
+    async def _round(self, round: int, last: int, wire: WireBytes, report: SessionReport) -> int:
+        """Do a round, or a later one if the others are there already; return which."""
+        round = self._caught_up(round, last)
+        began = time.perf_counter()
+        trained, metrics = await asyncio.to_thread(self._train, self._model, round)
+        train_seconds = time.perf_counter() - began
+        # What was trained meanwhile is as good for a later round as for the one that it was meant for.
+        round = self._caught_up(round, last)
+        row = self._rows[round % len(self._rows)]
+        began = time.perf_counter()
+        if self._is_good(trained, round):
+            trained = self._settled(trained, report)
+            counted, doubtful = await self._exchanged(round, row, trained)
+            self._model = self._mixer.mix(trained, row, counted)
+            self._remember(round, row, trained, counted, doubtful)
+            for neighbour in self._fleet.values():
+                neighbour.release()
+        else:
+            counted, doubtful = {}, {}
+            for j in _others(row, self.node):
+                self._fleet[j].sit_out(round)
+        exchange_seconds = time.perf_counter() - began
+        sent, received = wire.since_last()
+        report.rounds.append(
+            RoundReport(
+                round=round,
+                neighbours=len(row) - 1,
+                counted=tuple(sorted(counted)),
+                in_doubt=tuple(sorted(doubtful)),
+                train_seconds=train_seconds,
+                exchange_seconds=exchange_seconds,
+                bytes_sent=sent,
+                bytes_received=received,
+                metrics=metrics,
+            )
+        )
+        await self._save(round)
+        return round
+
+    def _caught_up(self, round: int, last: int) -> int:
+        """Return the round that the fleet is in: a neighbour that has gone on without this node is ahead."""
+        for j, neighbour in self._fleet.items():
+            ahead = range(round, neighbour.their_round)
+            # One that is ahead because the plan has no link to it in between has left nothing out.
+            if any(j in self._rows[r % len(self._rows)] for r in ahead[: len(self._rows)]):
+                round = neighbour.their_round
+        round = min(round, last)
+        for neighbour in self._fleet.values():
+            neighbour.enter(round)
+        return round
+
+    async def _exchanged(
+        self, round: int, row: Row, trained: Vector
+    ) -> tuple[dict[int, Vector], dict[int, Vector]]:
+        """Return the neighbours' models that count, and those that may."""
+        others = _others(row, self.node)
+        frames = self._frames(round, self._mixer.outgoing(trained, others))
+        found = await asyncio.gather(*(self._fleet[j].exchange(round, frames[j]) for j in others))
+        counted: dict[int, Vector] = {}
+        doubtful: dict[int, Vector] = {}
+        for j, (outcome, model) in zip(others, found, strict=True):
+            link = self._fleet[j].link
+            if outcome is Outcome.IN_DOUBT and link.settled is not None:
+                # The answer came while other neighbours were waited for.
+                outcome = Outcome.COUNTED if link.settled else Outcome.FAILED
+                link.settled = None
+            if model is not None and outcome is not Outcome.FAILED:
+                (counted if outcome is Outcome.COUNTED else doubtful)[j] = model
+        return counted, doubtful
+
+    def _frames(self, round: int, outgoing: Mapping[int, Vector]) -> dict[int, list[bytes]]:
+        """Return what goes to each neighbour; what is the same for several is encoded once."""
+        encoded: dict[int, list[bytes]] = {}
+        for vector in outgoing.values():
+            if id(vector) not in encoded:
+                payload = self._codec.encode(vector)
+                encoded[id(vector)] = list(
+                    model_frames(self._run, self.node, round, self._codec.name, payload)
+                )
+        return {j: encoded[id(vector)] for j, vector in outgoing.items()}
+
+    def _remember(
+        self,
+        round: int,
+        row: Row,
+        trained: Vector,
+        counted: Mapping[int, Vector],
+        doubtful: Mapping[int, Vector],
+    ) -> None:
+        """Keep what each doubtful neighbour's model would have changed, until it is known whether it does."""
+        for j, model in doubtful.items():
+            log.warning("round %d: it is not known yet whether node %d counts the link", round, j)
+            if self._mixer.memoryless:
+                change = self._mixer.mix(trained, row, {**counted, j: model}) - self._model
+                self._pending[j] = round, change
+
+    def _settled(self, model: Vector, report: SessionReport) -> Vector:
+        """Return the model with the changes of links that, as is known by now, did count."""
+        for j, neighbour in self._fleet.items():
+            answer, neighbour.link.settled = neighbour.link.settled, None
+            if answer is not None and j in self._pending:
+                round_, change = self._pending.pop(j)
+                report.late.append((j, round_, answer))
+                if answer:
+                    model = model + change
+        return model
+
+    def _is_good(self, trained: Vector, round: int) -> bool:
+        if trained.shape != self._model.shape or trained.dtype != np.float32:
+            raise ValueError(
+                f"train returned {trained.dtype} {trained.shape}, expected float32 {self._model.shape}"
+            )
+        if not is_finite(trained):
+            log.warning("round %d: training made NaN or infinity; the model before it is kept", round)
+            return False
+        return True
+
+    # ---------------------------------------------------------------- beginning and end
+
+    def _neighbours(self, last_round: int) -> dict[int, Neighbour]:
+        counted = {} if self.resumed is None else self.resumed.last_counted
+        return {
+            j: Neighbour(
+                member,
+                Link(coordinator=self.node < j, last_counted=counted.get(j, 0)),
+                Inbox(self._codec, len(self._model), self._settings.largest_element),
+                run=self._run,
+                node=self.node,
+                last_round=last_round,
+                settings=self._settings,
+                refusals=self._refusals,
+            )
+            for j, member in self._members.items()
+        }
+
+    def _dialler(self, neighbour: Neighbour) -> Dialler:
+        hello = Frame(Kind.HELLO, self._run, self.node, 0)
+        return Dialler(neighbour, hello, self._identity, self._settings, self._refusals)
+
+    async def _connected(self) -> None:
+        """Wait until all neighbours are connected, or time is up."""
+        await _until(
+            lambda: all(neighbour.connected for neighbour in self._fleet.values()),
+            self._settings.connect_timeout,
+        )
+        if missing := [j for j, neighbour in self._fleet.items() if not neighbour.connected]:
+            log.warning(
+                "nodes %s did not connect within %g s; they can join later",
+                missing,
+                self._settings.connect_timeout,
+            )
+
+    async def _farewell(self, done: int, report: SessionReport) -> None:
+        """Stay until nobody needs this node any more, and settle what can be settled."""
+        for neighbour in self._fleet.values():
+            neighbour.farewell()
+        await _until(
+            lambda: all(
+                (neighbour.finished or not neighbour.connected) and neighbour.link.in_doubt is None
+                for neighbour in self._fleet.values()
+            ),
+            self._settings.farewell_timeout,
+        )
+        settled = len(report.late)
+        self._model = self._settled(self._model, report)
+        report.unsettled = [(j, round_) for j, (round_, _) in sorted(self._pending.items())]
+        if len(report.late) > settled:
+            await self._save(done)
+
+    async def _close(self, listener: Listener, dialling: Sequence[asyncio.Task[None]]) -> None:
+        for neighbour in self._fleet.values():
+            neighbour.close()
+        await _until(
+            lambda: not any(neighbour.connected for neighbour in self._fleet.values()), CLOSE_TIMEOUT
+        )
+        for task in dialling:
+            task.cancel()
+        await asyncio.gather(*dialling, return_exceptions=True)
+        await listener.stop()
+        await self._saved()
+
+    # ---------------------------------------------------------------- the state on disk
+
+    async def _save(self, round: int) -> None:
+        """Begin to write the state; it is written while the next round trains."""
+        await self._saved()
+        if self._state is None:
+            return
+        counted = {j: neighbour.link.last_counted for j, neighbour in self._fleet.items()}
+        state = State(self._run, self.node, round, self._model, counted, self._extra())
+        self._saving = asyncio.create_task(self._write(state, self._state))
+
+    async def _write(self, state: State, path: Path) -> None:
+        try:
+            await asyncio.to_thread(state.save, path)
+        except OSError as error:
+            # To stop here would lose more than it saves: the file of an earlier round is still whole.
+            self._unsaved += 1
+            log.error("round %d is not on disk, an earlier one is: %s", state.round, error)
+
+    async def _saved(self) -> None:
+        if self._saving is not None:
+            await self._saving
+
+
+def _others(row: Row, node: int) -> list[int]:
+    return [j for j in row if j != node]
+
+
+async def _until(condition: Callable[[], bool], timeout: float) -> None:
+    """Wait for a condition, but no longer than so many seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition() and time.monotonic() < deadline:
+        await asyncio.sleep(POLL_INTERVAL)
+
+
+async def _resolved(dialled: Iterable[Neighbour]) -> set[str]:
+    """Return the numeric addresses of neighbours, those of unknown hosts left out."""
+    loop, found = asyncio.get_running_loop(), set()
+    for neighbour in dialled:
+        host, _, port = neighbour.member.address.rpartition(":")
+        try:
+            infos = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        except OSError:
+            continue
+        found |= {address_of(str(info[4][0]), int(port)) for info in infos}
+    return found
+
+
+def _checked_members(
+    node: int,
+    rows: Sequence[Row],
+    members: Iterable[Member],
+    identity: Identity | None,
+    settings: PeerSettings,
+) -> dict[int, Member]:
+    """Return the neighbours' entries among the members."""
+    if not rows or any(node not in row for row in rows):
+        raise ValueError(
+            f"received {len(rows)} rows of W, expected at least one, each with node {node} itself"
+        )
+    known = by_node(members)
+    wanted = sorted({j for row in rows for j in row} - {node})
+    if missing := [j for j in wanted if j not in known]:
+        raise ValueError(f"nobody says how to reach nodes {missing}, neighbours of node {node}")
+    found = {j: known[j] for j in wanted}
+    if settings.insecure:
+        return found
+    if identity is None:
+        raise ValueError(
+            "this node has no certificate: give an identity, or say PeerSettings(insecure=True) to send "
+            "models in clear text"
+        )
+    if bare := [j for j in wanted if found[j].certificate is None]:
+        raise ValueError(
+            f"nodes {bare} have no certificate, so that links to them cannot be pinned: give one for each, "
+            "or say PeerSettings(insecure=True) to send models in clear text"
+        )
+    if twins := [j for j in wanted if found[j].fingerprint == identity.fingerprint]:
+        raise ValueError(f"node {twins[0]} has this node's own certificate, expected another")
+    return found
+
+
+def _check_model(model: Vector) -> None:
+    if model.ndim != 1 or model.size == 0 or model.dtype != np.float32:
+        raise ValueError(f"received a model of {model.dtype} {model.shape}, expected float32 (d,), d ≥ 1")
+    if not is_finite(model):
+        raise ValueError("the model has NaN or infinity; gossip would spread them to every node")

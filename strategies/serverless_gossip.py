@@ -1,0 +1,424 @@
+"""Gossip learning between the boards themselves: the server starts it and looks on."""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from logging import INFO, WARNING, getLogger
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from flower_edge.gossip.codec import Layout, is_finite
+from flower_edge.gossip.plan import GossipPlan
+from flower_edge.gossip.robust import named_mixer
+from flower_edge.peer import PeerSettings
+from flower_edge.strategies.binding import TooFewNodesError, wait_for_nodes
+from flower_edge.strategies.hosted_gossip import HostedGossip
+from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
+from flower_edge.strategies.records import checked_weight, to_numpy, to_record
+from flower_edge.strategies.replies import accept
+from flower_edge.strategies.roll_call import Board, roll_call
+from flower_edge.strategies.rounds import EvaluateFn
+from flower_edge.strategies.session_rounds import SessionRounds
+from flower_edge.strategies.survivors import Rows, rows_of_survivors
+
+log = getLogger("flwr").log
+
+
+class ServerlessGossip(Strategy):
+    """Decentralised learning in which models go from board to board, and never through the server.
+
+    The server asks the nodes where they are and for their certificates, tells each its neighbours' and its
+    row of W(t), and lets them do many rounds at a time: a *session*, one message for each node. What comes
+    back are metrics of every round, and models only where `export` asks. Between sessions the plan is
+    repaired for nodes that are gone, or back. Node i of the plan is the one with partition i.
+
+    Needs ClientApps made by `flower_edge.clients.edge_client_app`, or with
+    `flower_edge.clients.gossip_mod`. In Flower's Simulation Engine, where nodes have no addresses, the same
+    app runs with `HostedGossip`; the log says so.
+
+    Parameters
+    ----------
+    plan : GossipPlan
+        Who mixes with whom, and with which weights. With a `base`, it is repaired for the nodes that are
+        there; without, links to missing nodes give their weight back to both ends.
+    rounds_per_session : int (default: 50)
+        Rounds from one look of the server to the next.
+    export : int (default: 0)
+        How many nodes send their models at the end of each session: 0 none, 1 one node, more a random
+        sample, whose average is ``Result.arrays`` and goes to `evaluate_fn`. Without, both get nothing.
+    min_nodes : int (default: 2)
+        The least number of nodes for a session; with fewer the run stops with a `TooFewNodesError`.
+    fraction_evaluate : float (default: 1.0)
+        Fraction of nodes that evaluate their own model after each session; 0 skips evaluation on the nodes.
+    robust : {"clip", "trim"}, optional
+        How nodes mix if some may send anything: `flower_edge.gossip.ClippedGossip` or
+        `flower_edge.gossip.TrimmedMean`. By default `flower_edge.gossip.DPSGD`, which trusts neighbours.
+    settings : PeerSettings, optional
+        What nodes wait for how long, and whether links may be in clear text.
+    connect_timeout : float (default: 300.0)
+        Seconds to wait at the start for all nodes to connect.
+    weighted_by_key : str (default: "num-examples")
+        The metric by which the nodes' metrics are weighted when averaged.
+    arrayrecord_key : str (default: "arrays")
+        Key of the ArrayRecord in messages to the app's ``train``.
+    configrecord_key : str (default: "config")
+        Key of the ConfigRecord in messages.
+    train_metrics_aggr_fn, evaluate_metrics_aggr_fn : callable, optional
+        As in `HostedGossip`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Notes
+    -----
+    Each round's training metrics have, beside the nodes' own: ``nodes-failed`` (of the plan's, that did not
+    do the round), ``links-failed`` (at both ends together), ``exchange-seconds`` (*measured*, the mean over
+    nodes), and ``busiest-node-bytes`` (*measured* at the sockets, sent and received since the first round).
+    """
+
+    def __init__(
+        self,
+        plan: GossipPlan,
+        *,
+        rounds_per_session: int = 50,
+        export: int = 0,
+        min_nodes: int = 2,
+        fraction_evaluate: float = 1.0,
+        robust: str | None = None,
+        settings: PeerSettings | None = None,
+        connect_timeout: float = 300.0,
+        weighted_by_key: str = "num-examples",
+        arrayrecord_key: str = "arrays",
+        configrecord_key: str = "config",
+        train_metrics_aggr_fn: MetricsAggregation = weighted_mean,
+        evaluate_metrics_aggr_fn: MetricsAggregation = mean_min_max,
+    ) -> None:
+        if rounds_per_session < 1:
+            raise ValueError(f"rounds_per_session is {rounds_per_session}; expected at least 1")
+        if not 0 <= export <= plan.n:
+            raise ValueError(f"export is {export}; expected 0 to {plan.n}, the plan's number of nodes")
+        if not 2 <= min_nodes <= plan.n:
+            raise ValueError(f"min_nodes is {min_nodes}; expected 2 to {plan.n}, the plan's number of nodes")
+        if not 0.0 <= fraction_evaluate <= 1.0:
+            raise ValueError(f"fraction_evaluate is {fraction_evaluate}; expected 0 to 1")
+        self.plan = plan
+        self.rounds_per_session = rounds_per_session
+        self.export = export
+        self.min_nodes = min_nodes
+        self.fraction_evaluate = fraction_evaluate
+        self.robust = robust
+        self._mixer = named_mixer(robust)
+        self.settings = PeerSettings() if settings is None else settings
+        self.connect_timeout = connect_timeout
+        self.weighted_by_key = weighted_by_key
+        self.arrayrecord_key = arrayrecord_key
+        self.configrecord_key = configrecord_key
+        self.train_metrics_aggr_fn = train_metrics_aggr_fn
+        self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn
+        self._run = secrets.token_hex(16)
+        self._boards: dict[int, Board] = {}
+        self._rounds = SessionRounds(plan.n, weighted_by_key, train_metrics_aggr_fn)
+        self._layout: Layout | None = None
+        self._first = self._last = 0
+
+    # ---------------------------------------------------------------- the run as a whole
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run all rounds, in as many sessions as they need.
+
+        Parameters
+        ----------
+        grid : Grid
+            Connection to the nodes.
+        initial_arrays : ArrayRecord
+            The model every node starts from.
+        num_rounds : int (default: 3)
+            Rounds of gossip, not of messages.
+        timeout : float (default: 3600)
+            Seconds to wait for a session, and for an evaluation.
+        train_config, evaluate_config : ConfigRecord, optional
+            What the app's functions find in their messages; ``server-round`` is added.
+        evaluate_fn : callable, optional
+            ``(server_round, arrays) -> MetricRecord`` evaluates what was exported after each session, and
+            the initial model at the start. Needs `export`.
+
+        Returns
+        -------
+        Result
+            The metrics of every round, and the last model that was exported, if any.
+
+        Raises
+        ------
+        TooFewNodesError
+            If fewer than `min_nodes` can take part, or not as many connect at the start as the plan has.
+        ValueError
+            If the initial model cannot be mixed, a node has no address, or `evaluate_fn` would see no model.
+        """
+        if evaluate_fn is not None and not self.export:
+            raise ValueError("evaluate_fn would see no model: say export=1 or more, or leave it out")
+        self._check_model(initial_arrays)
+        wait_for_nodes(grid, self.plan.n, self.connect_timeout)
+        self._boards = self._present(grid)
+        if self._boards and all(board.simulated for board in self._boards.values()):
+            return self._hosted().start(
+                *(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
+            )
+        log(INFO, "Starting %s strategy: %d rounds", type(self).__name__, num_rounds)
+        self.summary()
+        started = time.time()
+        result = Result()
+        if evaluate_fn is not None:
+            _evaluate(0, initial_arrays, evaluate_fn, result)
+        configs = [ConfigRecord() if c is None else c for c in (train_config, evaluate_config)]
+        sessions = -(-num_rounds // self.rounds_per_session)
+        for session in range(1, sessions + 1):
+            self._last = min(session * self.rounds_per_session, num_rounds)
+            self._one_session(session, grid, initial_arrays, result, configs, timeout)
+            if evaluate_fn is not None and len(result.arrays):
+                _evaluate(self._last, result.arrays, evaluate_fn, result)
+        log(INFO, "Strategy execution finished in %.2fs", time.time() - started)
+        for line in io.StringIO(str(result)):
+            log(INFO, "\t%s", line.rstrip("\n"))
+        return result
+
+    def _one_session(
+        self,
+        session: int,
+        grid: Grid,
+        initial: ArrayRecord,
+        result: Result,
+        configs: list[ConfigRecord],
+        timeout: float,
+    ) -> None:
+        log(INFO, "[SESSION %d: rounds to %d]", session, self._last)
+        messages = list(self.configure_train(session, initial, configs[0], grid))
+        arrays, _ = self.aggregate_train(session, grid.send_and_receive(messages, timeout=timeout))
+        result.train_metrics_clientapp.update(self._rounds.since(self._first))
+        if arrays is not None:
+            result.arrays = arrays
+        questions = list(self.configure_evaluate(session, initial, configs[1], grid))
+        if questions:
+            found = self.aggregate_evaluate(session, grid.send_and_receive(questions, timeout=timeout))
+            if found is not None:
+                result.evaluate_metrics_clientapp[self._last] = found
+
+    def _hosted(self) -> HostedGossip:
+        log(INFO, "These nodes are simulated and have no addresses: their gossip is hosted (HostedGossip)")
+        return HostedGossip(
+            self.plan,
+            min_nodes=self.min_nodes,
+            fraction_evaluate=self.fraction_evaluate,
+            evaluate_every=self.rounds_per_session,
+            bind_by="partition-id",
+            connect_timeout=self.connect_timeout,
+            mixer=self._mixer,
+            weighted_by_key=self.weighted_by_key,
+            arrayrecord_key=self.arrayrecord_key,
+            configrecord_key=self.configrecord_key,
+            train_metrics_aggr_fn=self.train_metrics_aggr_fn,
+            evaluate_metrics_aggr_fn=self.evaluate_metrics_aggr_fn,
+        )
+
+    def _check_model(self, initial: ArrayRecord) -> None:
+        arrays = {name: array.numpy() for name, array in initial.items()}
+        self._layout = Layout.of(arrays)
+        if not is_finite(self._layout.flatten(arrays)[0]):
+            raise ValueError("the initial model has NaN or infinite parameters; gossip would spread them")
+
+    # ---------------------------------------------------------------- training
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Tell every node its part in a session: its neighbours, their certificates, its rows of W(t).
+
+        Parameters
+        ----------
+        server_round : int
+            Number of the session.
+        arrays : ArrayRecord
+            Goes to nodes that have no model yet.
+        config : ConfigRecord
+            For the app's ``train``.
+        grid : Grid
+
+        Raises
+        ------
+        TooFewNodesError
+            If fewer than `min_nodes` answer.
+        """
+        self._first = (server_round - 1) * self.rounds_per_session + 1
+        self._last = max(self._last, self._first)
+        if server_round > 1 or not self._boards:
+            self._boards = self._present(grid)
+        rows = rows_of_survivors(self.plan, self._boards.keys())
+        draw = np.random.default_rng(server_round)
+        exporting = set(draw.permutation(sorted(rows))[: self.export].tolist())
+        return [
+            Message(
+                RecordDict(
+                    {
+                        "gossip": self._order(node, rows[node], exports=node in exporting),
+                        self.configrecord_key: config,
+                        **({self.arrayrecord_key: arrays} if self._boards[node].round < 0 else {}),
+                    }
+                ),
+                dst_node_id=self._boards[node].node_id,
+                message_type="train.gossip",
+            )
+            for node in sorted(rows)
+        ]
+
+    def _present(self, grid: Grid) -> dict[int, Board]:
+        """Return the nodes that can take part."""
+        boards = roll_call(grid, self.plan.n, self._run, insecure=self.settings.insecure)
+        if len(boards) < self.min_nodes:
+            raise TooFewNodesError(
+                f"{len(boards)} of {self.plan.n} nodes can take part; min_nodes is {self.min_nodes}. "
+                "The lines above say why the others cannot"
+            )
+        if all(board.simulated for board in boards.values()):
+            return boards
+        if homeless := sorted(node for node, board in boards.items() if board.member is None):
+            raise ValueError(
+                f"nodes {homeless} have no address, so that nobody can send them a model: start their "
+                "SuperNodes with --node-config \"gossip-address='192.168.1.20:9700' …\""
+            )
+        return boards
+
+    def _order(self, node: int, rows: Rows, *, exports: bool) -> ConfigRecord:
+        neighbours = sorted({other for row in rows for other in row} - {node})
+        members = [self._boards[other].member for other in neighbours]
+        return ConfigRecord(
+            {
+                "run": self._run,
+                "node": node,
+                "first-round": self._first,
+                "last-round": self._last,
+                "rows": json.dumps(rows),
+                "members": json.dumps(
+                    [[m.node, m.address, (m.certificate or b"").decode()] for m in members if m is not None]
+                ),
+                "settings": json.dumps(asdict(self.settings)),
+                "robust": self.robust or "",
+                "export": exports,
+                "arrayrecord-key": self.arrayrecord_key,
+                "configrecord-key": self.configrecord_key,
+            }
+        )
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take over the metrics of a session; return what was exported, and the metrics of its last round."""
+        models: list[Mapping[str, Any]] = []
+
+        def take(node_id: int, content: RecordDict) -> None:
+            node = next(n for n, board in self._boards.items() if board.node_id == node_id)
+            exported = content.array_records.get("arrays")
+            arrays = None if exported is None else to_numpy(exported, self._running_layout())
+            self._rounds.add(node, content, self._first, self._last)
+            if arrays is not None:
+                models.append(arrays)
+
+        rejected = accept(replies, take)
+        did = self._rounds.nodes_since(self._first)
+        log(INFO, "aggregate_train: %d nodes did the session, %d replies rejected", did, rejected)
+        metrics = self._rounds.since(self._first)
+        return self._mean(models), metrics.get(self._last)
+
+    def _mean(self, models: list[Mapping[str, Any]]) -> ArrayRecord | None:
+        layout = self._running_layout()
+        flat = [layout.flatten(model) for model in models]
+        good = [(vector, carried) for vector, carried in flat if is_finite(vector)]
+        if not good:
+            return None
+        mean = np.asarray(np.mean([vector for vector, _ in good], axis=0, dtype=np.float64), np.float32)
+        return to_record(layout.unflatten(mean, good[0][1]))
+
+    def _running_layout(self) -> Layout:
+        if self._layout is None:
+            raise RuntimeError("no model yet: call start()")
+        return self._layout
+
+    # ---------------------------------------------------------------- evaluation
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask nodes to evaluate their own models; `arrays` is not sent."""
+        if self.fraction_evaluate == 0.0:
+            return []
+        connected = set(grid.get_node_ids())
+        there = sorted(node for node, board in self._boards.items() if board.node_id in connected)
+        size = max(1, round(self.fraction_evaluate * len(there)))
+        chosen = np.random.default_rng(server_round).permutation(there)[:size].tolist()
+        return [
+            Message(
+                RecordDict(
+                    {
+                        "gossip": ConfigRecord(
+                            {
+                                "run": self._run,
+                                "node": node,
+                                "arrayrecord-key": self.arrayrecord_key,
+                                "configrecord-key": self.configrecord_key,
+                            }
+                        ),
+                        self.configrecord_key: config,
+                    }
+                ),
+                dst_node_id=self._boards[node].node_id,
+                message_type="evaluate.gossip",
+            )
+            for node in sorted(chosen)
+        ]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return the mean and, for scalar metrics, the extremes over nodes; None if no node replied well."""
+        contents: list[RecordDict] = []
+
+        def take(_: int, content: RecordDict) -> None:
+            checked_weight(content, self.weighted_by_key)
+            contents.append(content)
+
+        accept(sorted(replies, key=lambda message: message.metadata.src_node_id), take)
+        return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
+
+    def summary(self) -> None:
+        """Log summary configuration of the strategy."""
+        log(INFO, "\t├──> Gossip plan: %s", self.plan.describe())
+        log(INFO, "\t├──> Rounds in a session: %d", self.rounds_per_session)
+        log(INFO, "\t├──> Models that leave their nodes for the server: %s", self.export or "none")
+        log(
+            WARNING if self.settings.insecure else INFO,
+            "\t└──> Links: %s",
+            "CLEAR TEXT (insecure=True)" if self.settings.insecure else "mutual TLS 1.3, pinned certificates",
+        )
+
+
+def _evaluate(server_round: int, arrays: ArrayRecord, evaluate_fn: EvaluateFn, result: Result) -> None:
+    metrics = evaluate_fn(server_round, arrays)
+    log(INFO, "Evaluation at the ServerApp: %s", metrics)
+    if metrics is not None:
+        result.evaluate_metrics_serverapp[server_round] = metrics

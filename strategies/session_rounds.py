@@ -1,0 +1,103 @@
+"""What nodes report of the rounds of their sessions, round by round."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from flwr.app import MetricRecord, RecordDict
+
+from flower_edge.strategies.metrics import MetricsAggregation, Value
+
+OWN = frozenset(
+    {
+        *("round", "links-failed", "links-in-doubt"),
+        *("train-seconds", "exchange-seconds", "bytes-sent", "bytes-received"),
+    }
+)
+"""What every session reports, beside what training does."""
+
+
+class SessionRounds:
+    """The metrics of all rounds of a run, as they come in session by session.
+
+    Parameters
+    ----------
+    n : int
+        Nodes of the plan.
+    weighted_by_key : str
+        The metric that weights the others.
+    aggregation : callable
+        ``(list[RecordDict], str) -> MetricRecord``.
+    """
+
+    def __init__(self, n: int, weighted_by_key: str, aggregation: MetricsAggregation) -> None:
+        self._n = n
+        self._weighted_by_key = weighted_by_key
+        self._aggregation = aggregation
+        self._reports: dict[int, dict[int, dict[str, float]]] = defaultdict(dict)
+
+    def add(self, node: int, content: RecordDict, first: int, last: int) -> None:
+        """Take over what a node says of a session.
+
+        Raises
+        ------
+        ValueError
+            If it has reported already, or its lists do not fit together. Nothing of it is kept then.
+        """
+        if len(content.metric_records) != 1:
+            raise ValueError(f"expected exactly one MetricRecord, received {len(content.metric_records)}")
+        (record,) = content.metric_records.values()
+        lists = {name: value for name, value in record.items() if isinstance(value, list)}
+        if missing := sorted(OWN - lists.keys()):
+            raise ValueError(f"it reports no {missing[0]!r}")
+        rounds: list[Any] = lists["round"]
+        if unequal := [name for name, values in lists.items() if len(values) != len(rounds)]:
+            raise ValueError(
+                f"{unequal[0]!r} has {len(lists[unequal[0]])} values, expected {len(rounds)}: one a round"
+            )
+        for round_ in rounds:
+            if not isinstance(round_, int) or not first <= round_ <= last:
+                raise ValueError(f"it reports round {round_!r}, expected {first} to {last}")
+            if node in self._reports[round_]:
+                raise ValueError(f"it has reported round {round_} before")
+        for index, round_ in enumerate(rounds):
+            values = {name: float(column[index]) for name, column in lists.items()}
+            self._reports[round_][node] = values
+
+    def nodes_since(self, first: int) -> int:
+        """Return how many nodes have reported a round from `first` on."""
+        return len({node for round_, found in self._reports.items() if round_ >= first for node in found})
+
+    def since(self, first: int) -> dict[int, MetricRecord]:
+        """Return the metrics of each round from `first` on, averaged over the nodes that did it."""
+        return {
+            round_: self._of_round(round_, reports)
+            for round_, reports in sorted(self._reports.items())
+            if round_ >= first and reports
+        }
+
+    def _of_round(self, round_: int, reports: dict[int, dict[str, float]]) -> MetricRecord:
+        contents = []
+        for _, values in sorted(reports.items()):
+            own: dict[str, Value] = {
+                name: value for name, value in values.items() if name not in OWN and np.isfinite(value)
+            }
+            weight = values.get(self._weighted_by_key, np.nan)
+            own[self._weighted_by_key] = weight if 0 < weight < np.inf else 1.0
+            contents.append(RecordDict({"metrics": MetricRecord(own)}))
+        metrics = self._aggregation(contents, self._weighted_by_key)
+        metrics["nodes-failed"] = self._n - len(reports)
+        metrics["links-failed"] = int(sum(values["links-failed"] for values in reports.values()))
+        metrics["exchange-seconds"] = float(np.mean([v["exchange-seconds"] for v in reports.values()]))
+        metrics["busiest-node-bytes"] = int(max(self._bytes_until(round_).values()))
+        return metrics
+
+    def _bytes_until(self, last: int) -> dict[int, float]:
+        total: dict[int, float] = defaultdict(float)
+        for round_, reports in self._reports.items():
+            if round_ <= last:
+                for node, values in reports.items():
+                    total[node] += values["bytes-sent"] + values["bytes-received"]
+        return total

@@ -1,0 +1,109 @@
+"""Real sessions in one event loop, with wires between them that can be cut."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from node_processes import free_ports
+from relay import Relay
+
+from flower_edge.gossip import GossipPlan
+from flower_edge.peer import Identity, Member, PeerSession, PeerSettings, SessionReport, rows_of
+
+FAST = PeerSettings(
+    connect_timeout=10.0,
+    peer_timeout=1.0,
+    decision_timeout=0.3,
+    redial_interval=0.05,
+    farewell_timeout=3.0,
+)
+
+
+class Fleet:
+    """Nodes 0 to n-1 of a plan; node i starts with the constant i and its training adds ``gains[i]``."""
+
+    def __init__(
+        self,
+        plan: GossipPlan,
+        elements: int = 97,
+        settings: PeerSettings | Mapping[int, PeerSettings] = FAST,
+        *,
+        seconds: float | Callable[[int, int], float] = 0.0,
+        folder: Path | None = None,
+        **options: object,
+    ) -> None:
+        self.plan = plan
+        self.settings = settings
+        self.seconds = seconds
+        self.folder = folder
+        self.options = options
+        self.elements = elements
+        draw = np.random.default_rng(0)
+        self.start = [np.full(elements, node, np.float32) for node in range(plan.n)]
+        self.gains = draw.standard_normal((plan.n, elements)).astype(np.float32)
+        self.identities = [Identity.temporary() for _ in range(plan.n)]
+        self.ports = free_ports(plan.n)
+        self.relays: dict[tuple[int, int], Relay] = {}
+        self.trained: dict[int, list[int]] = {node: [] for node in range(plan.n)}
+
+    async def lay_wires(self) -> None:
+        """Put a relay into every link of the plan."""
+        for phase in self.plan.phases:
+            for i, j in phase.links.tolist():
+                if (i, j) not in self.relays:
+                    self.relays[i, j] = relay = Relay(self.ports[j])
+                    await relay.start()
+
+    async def pull_wires(self) -> None:
+        for relay in self.relays.values():
+            await relay.stop()
+
+    def members(self, node: int) -> list[Member]:
+        """Return how `node` reaches the others."""
+        relays = {j: relay.port for (i, j), relay in self.relays.items() if i == node}
+        return [
+            Member(other, f"127.0.0.1:{relays.get(other, port)}", self.identities[other].certificate)
+            for other, port in enumerate(self.ports)
+        ]
+
+    def session(self, node: int, **options: object) -> PeerSession:
+        settings = self.settings if isinstance(self.settings, PeerSettings) else self.settings[node]
+        state = None if self.folder is None else self.folder / f"node-{node}"
+        arguments = {
+            "run": "a test",
+            "listen": f"127.0.0.1:{self.ports[node]}",
+            "identity": self.identities[node],
+            "settings": settings,
+            "state": state,
+            **self.options,
+            **options,
+        }
+        return PeerSession(
+            node,
+            rows_of(self.plan, node),
+            self.members(node),
+            self.start[node],
+            lambda model, round_: self.train(node, model, round_),
+            **arguments,
+        )
+
+    def train(self, node: int, model: np.ndarray, round_: int) -> tuple[np.ndarray, dict[str, float]]:
+        time.sleep(self.seconds if isinstance(self.seconds, float) else self.seconds(node, round_))
+        self.trained[node].append(round_)
+        return model + self.gains[node], {"train_loss": float(round_)}
+
+    async def run(self, rounds: int) -> list[SessionReport]:
+        return await asyncio.gather(*(self.session(node).run_async(rounds) for node in range(self.plan.n)))
+
+    def expected_mean(self, reports: list[SessionReport]) -> np.ndarray:
+        """Return what the mean of all models is if links fail for both ends or for neither."""
+        total = np.sum(self.start, axis=0, dtype=np.float64)
+        for gain, report in zip(self.gains, reports, strict=True):
+            total += len(report.rounds) * gain.astype(np.float64)
+        return total / self.plan.n
+
+
+def mean(reports: list[SessionReport]) -> np.ndarray:
+    return np.mean([report.model for report in reports], axis=0, dtype=np.float64)

@@ -1,0 +1,122 @@
+"""Six nodes in six processes, of which one or two die, stop, or find no room on their disk."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from node_processes import NODES, SETTINGS, check_mean, check_survivors, counted, processes
+
+ROUNDS = 60
+KILLS = [
+    "killed in send",
+    pytest.param("killed in training", marks=pytest.mark.slow),
+    pytest.param("killed in receive", marks=pytest.mark.slow),
+]
+
+
+def victims(count: int) -> list[int]:
+    """Node 4 decides on some of its links and not on others; 0 on all of them. They are no neighbours."""
+    return [4, 0][:count]
+
+
+def some(count: int) -> object:
+    """One node of six in every run of the tests, two in the long one."""
+    return pytest.param(count, marks=[] if count == 1 else [pytest.mark.slow])
+
+
+def test_wire_bytes_are_those_of_the_models(tmp_path: Path) -> None:
+    """2 · neighbours · payload within 1 %, by the kernel's count."""
+    with processes(tmp_path, seconds=0.0) as fleet:
+        nodes = [fleet.start(node) for node in range(NODES)]
+        check_survivors(nodes, [])
+
+    for node in nodes:
+        payload = 4 * 44_426 * sum(neighbours for _, neighbours, *_ in node.done["rounds"])
+        for direction in (4, 5):
+            measured = sum(round_[direction] for round_ in node.done["rounds"])
+            assert payload < measured <= 1.01 * payload
+        low, high = node.done["value"]
+        assert high - low < 1e-5
+    values = [node.done["value"][0] for node in nodes]
+    expected = np.mean([number + ROUNDS * 0.01 * (number + 1) for number in range(NODES)])
+    assert np.mean(values) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [some(1), some(2)])
+@pytest.mark.parametrize("fault", KILLS)
+def test_a_killed_node_stops_nobody_and_comes_back(fault: str, count: int, tmp_path: Path) -> None:
+    elements = 1_500_000 if fault == "killed in send" else 44_426  # so that a model has several frames
+    with processes(tmp_path, elements, seconds=0.12) as fleet:
+        lost = victims(count)
+        nodes = [
+            fleet.start(node, fault if node in lost else "", 5 + lost.index(node) if node in lost else 0)
+            for node in range(NODES)
+        ]
+        for victim in lost:
+            assert nodes[victim].wait() == -signal.SIGKILL, nodes[victim].log[-4000:]
+            kept = fleet.state(victim).round
+            trained = [s["round"] for s in nodes[victim].said if s["what"] == "train"]
+            assert trained[-1] - 2 <= kept <= trained[-1], "all but the round that was under way is on disk"
+            nodes[victim] = fleet.start(victim)
+            nodes[victim].reaches(1)
+            assert nodes[victim].said[0] == {"what": "start", "round": kept}
+        check_survivors(nodes, [])
+
+    for victim in lost:
+        rounds = [r for r, *_ in nodes[victim].done["rounds"]]
+        assert rounds[0] > kept
+        for neighbour in fleet.plan.neighbours(victim, 0):
+            assert counted(nodes[victim], neighbour) > 5
+
+
+@pytest.mark.parametrize("count", [some(1), some(2)])
+def test_a_stopped_node_is_left_out_and_comes_back(count: int, tmp_path: Path) -> None:
+    with processes(tmp_path) as fleet:
+        lost = victims(count)
+        nodes = [fleet.start(node) for node in range(NODES)]
+        nodes[lost[0]].reaches(5)
+        for victim in lost:
+            os.kill(nodes[victim].process.pid, signal.SIGSTOP)
+        time.sleep(SETTINGS["peer_timeout"] + 1.5)
+        for victim in lost:
+            os.kill(nodes[victim].process.pid, signal.SIGCONT)
+        check_survivors(nodes, lost)
+        for victim in lost:
+            assert nodes[victim].wait() == 0
+
+    check_mean(nodes)
+    for victim in lost:
+        for neighbour in fleet.plan.neighbours(victim, 0):
+            assert 5 < counted(nodes[victim], neighbour) < ROUNDS - 5
+
+
+def test_a_full_disk_stops_nobody(tmp_path: Path) -> None:
+    with processes(tmp_path, seconds=0.02) as fleet:
+        nodes = [fleet.start(node, "disk full" if node == 4 else "", 10) for node in range(NODES)]
+        check_survivors(nodes, [])
+        kept = fleet.state(4).round
+
+    assert kept in (8, 9)
+    assert nodes[4].done["unsaved"] == ROUNDS - kept
+    assert "is not on disk, an earlier one is" in nodes[4].log
+    assert nodes[4].done["rounds"][-1][2] == fleet.plan.neighbours(4, 0)
+    check_mean(nodes)
+    assert sorted(p.name for p in tmp_path.glob("*.partial")) == []
+
+
+@pytest.mark.slow
+def test_thirty_seconds_of_silence(tmp_path: Path) -> None:
+    with processes(tmp_path, seconds=0.6) as fleet:
+        nodes = [fleet.start(node) for node in range(NODES)]
+        nodes[4].reaches(3)
+        os.kill(nodes[4].process.pid, signal.SIGSTOP)
+        time.sleep(30.0)
+        os.kill(nodes[4].process.pid, signal.SIGCONT)
+        check_survivors(nodes, [4])
+        assert nodes[4].wait() == 0
+
+    check_mean(nodes)
+    assert nodes[4].done["rounds"][-1][2], "it is one of them again"

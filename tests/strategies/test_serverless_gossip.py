@@ -1,0 +1,319 @@
+"""Sessions between real ClientApps over real links, started by the strategy."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.clientapp import ClientApp
+from local_grid import LocalGrid
+from records import record, to_numpy
+from threaded_grid import ThreadedGrid
+
+from flower_edge.clients import gossip_mod
+from flower_edge.gossip import GossipPlan
+from flower_edge.gossip.robust import named_mixer
+from flower_edge.peer import PeerSettings
+from flower_edge.strategies import HostedGossip, ServerlessGossip, TooFewNodesError
+
+NODE_IDS = [907, 12, 500, 43, 88, 311]
+FAST = PeerSettings(connect_timeout=20, peer_timeout=5, redial_interval=0.1, farewell_timeout=5)
+
+
+@pytest.fixture
+def grid(toy_app: ClientApp, tmp_path: Path) -> ThreadedGrid:
+    return ThreadedGrid(gossip_mod(toy_app), NODE_IDS, tmp_path)
+
+
+def hosted(plan: GossipPlan, app: ClientApp, initial: ArrayRecord, rounds: int) -> dict[str, np.ndarray]:
+    strategy = HostedGossip(plan, bind_by="partition-id")
+    return to_numpy(strategy.start(LocalGrid(app, NODE_IDS), initial, rounds).arrays)
+
+
+def test_sessions_are_hosted_gossip_without_the_host(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    strategy = ServerlessGossip(plan, rounds_per_session=4, export=6, settings=FAST)
+    seen: dict[int, np.ndarray] = {}
+
+    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        seen[server_round] = to_numpy(arrays)["weight"]
+        return MetricRecord({"mean": float(seen[server_round].mean())})
+
+    result = strategy.start(grid, initial, num_rounds=10, evaluate_fn=evaluate_fn)
+
+    expected = hosted(plan, grid.app, initial, 10)
+    for name, array in expected.items():
+        np.testing.assert_allclose(result.arrays[name].numpy(), array, rtol=1e-5, atol=1e-5)
+    assert sorted(seen) == [0, 4, 8, 10]
+    np.testing.assert_array_equal(seen[10], result.arrays["weight"].numpy())
+    np.testing.assert_array_equal(seen[0], initial["weight"].numpy())
+    types = [message.metadata.message_type for message in grid.sent]
+    assert [types.count(kind) for kind in ("query.gossip", "train.gossip", "evaluate.gossip")] == [18, 18, 18]
+    assert sum(bool(message.content.array_records) for message in grid.sent) == 6, "the model is sent once"
+
+
+def test_metrics_of_every_round(plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord) -> None:
+    result = ServerlessGossip(plan, rounds_per_session=5, settings=FAST).start(grid, initial, num_rounds=7)
+
+    assert sorted(result.train_metrics_clientapp) == list(range(1, 8))
+    weights = np.arange(1, 7)
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["train_loss"] == pytest.approx(np.average(np.arange(6), weights=weights))
+        assert (metrics["nodes-failed"], metrics["links-failed"]) == (0, 0)
+    assert sorted(result.evaluate_metrics_clientapp) == [5, 7]
+    evaluated = result.evaluate_metrics_clientapp[7]
+    level = hosted(plan, grid.app, initial, 7)["weight"].mean()
+    assert evaluated["level"] == pytest.approx(level, rel=1e-5)
+    assert evaluated["level-min"] < evaluated["level"] < evaluated["level-max"]
+
+
+def test_no_model_leaves_its_node_unless_it_is_asked_for(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    result = ServerlessGossip(plan, settings=FAST).start(grid, initial, num_rounds=3)
+
+    assert not result.arrays
+    assert not any(reply.content.array_records for reply in grid.replies)
+
+    result = ServerlessGossip(plan, export=1, settings=FAST).start(grid, initial, num_rounds=3)
+
+    assert set(result.arrays) == {"weight", "steps"}
+    assert sum(bool(reply.content.array_records) for reply in grid.replies) == 1
+
+
+def test_configs_reach_the_app(plan: GossipPlan, tmp_path: Path, initial: ArrayRecord) -> None:
+    seen: list[dict] = []
+    app = gossip_mod(ClientApp())
+
+    @app.train()
+    def train(message: Message, context: object) -> Message:
+        seen.append(dict(message.content["settings"]))
+        content = message.content.copy()
+        del content["settings"]
+        content["metrics"] = MetricRecord({"num-examples": 1})
+        return Message(content, reply_to=message)
+
+    strategy = ServerlessGossip(plan, settings=FAST, configrecord_key="settings", fraction_evaluate=0.0)
+    grid = ThreadedGrid(app, NODE_IDS, tmp_path)
+    strategy.start(grid, initial, num_rounds=2, train_config=ConfigRecord({"lr": 0.5}))
+
+    assert sorted(config["server-round"] for config in seen) == [1] * 6 + [2] * 6
+    assert all(config["lr"] == 0.5 for config in seen)
+
+
+@pytest.mark.parametrize("knows_base", [True, False])
+def test_the_plan_is_repaired_for_nodes_that_are_gone_and_back(
+    plan: GossipPlan,
+    grid: ThreadedGrid,
+    initial: ArrayRecord,
+    knows_base: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if not knows_base:
+        plan = GossipPlan(plan.n, plan.phases)
+    sessions = iter([[], [2], []])
+
+    class Fading(ServerlessGossip):
+        def configure_train(self, server_round: int, *rest: object) -> object:
+            gone = next(sessions)
+            grid.connected = [n for n in NODE_IDS if grid.partitions[n] not in gone]
+            return super().configure_train(server_round, *rest)
+
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    try:
+        result = Fading(plan, rounds_per_session=3, export=6, settings=FAST).start(
+            grid, initial, num_rounds=9
+        )
+    finally:
+        logging.getLogger("flwr").removeHandler(caplog.handler)
+
+    failed = [metrics["nodes-failed"] for metrics in result.train_metrics_clientapp.values()]
+    assert failed == [0, 0, 0, 1, 1, 1, 0, 0, 0]
+    assert all(metrics["links-failed"] == 0 for metrics in result.train_metrics_clientapp.values())
+    assert ("the plan is repaired" in caplog.text) == knows_base
+    gains = 9 * np.arange(1, 7.0) - np.array([0, 0, 3 * 3, 0, 0, 0])
+    expected = initial["weight"].numpy() + gains.mean()
+    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected, rtol=1e-5)
+
+
+def test_a_node_that_lost_its_disk_starts_anew(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    class Losing(ServerlessGossip):
+        def configure_train(self, server_round: int, *rest: object) -> object:
+            if server_round == 2:
+                (state,) = grid.folder.glob(f"node-{NODE_IDS[3]}/*/state")
+                state.write_bytes(state.read_bytes()[:-1])
+            return super().configure_train(server_round, *rest)
+
+    result = Losing(plan, rounds_per_session=2, settings=FAST).start(grid, initial, num_rounds=4)
+
+    assert [m["nodes-failed"] for m in result.train_metrics_clientapp.values()] == [0, 0, 0, 0]
+    brought = [m for m in grid.sent if m.metadata.message_type == "train.gossip" and m.content.array_records]
+    assert [grid.partitions[m.metadata.dst_node_id] for m in brought] == [0, 1, 2, 3, 4, 5, 3]
+
+
+def test_a_node_whose_training_fails_stops_nobody(
+    plan: GossipPlan, tmp_path: Path, toy_app: ClientApp, initial: ArrayRecord
+) -> None:
+    app = ClientApp()
+    app.evaluate()(lambda message, context: toy_app(message, context))
+
+    @app.train()
+    def train(message: Message, context: object) -> Message:
+        if context.node_config["partition-id"] == 1 and message.content["config"]["server-round"] == 2:
+            raise RuntimeError("out of memory")
+        return toy_app(message, context)
+
+    grid = ThreadedGrid(gossip_mod(app), NODE_IDS, tmp_path)
+    result = ServerlessGossip(plan, rounds_per_session=5, settings=FAST).start(grid, initial, num_rounds=5)
+
+    assert any(reply.has_error() and "out of memory" in reply.error.reason for reply in grid.replies)
+    failed = [metrics["nodes-failed"] for metrics in result.train_metrics_clientapp.values()]
+    assert failed == [1] * 5
+    assert result.train_metrics_clientapp[1]["links-failed"] == 0
+    assert result.train_metrics_clientapp[5]["links-failed"] == len(plan.neighbours(1, 5))
+
+
+def test_simulated_nodes_are_hosted(
+    plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    def simulated(partition: int, message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "query.gossip" and not reply.has_error():
+            for answer in reply.content.config_records.values():
+                answer["simulated"] = True
+        return reply
+
+    grid = LocalGrid(gossip_mod(toy_app), NODE_IDS, fault=simulated)
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.INFO, "flwr"):
+            result = ServerlessGossip(plan, rounds_per_session=2).start(grid, initial, num_rounds=4)
+    finally:
+        logging.getLogger("flwr").removeHandler(caplog.handler)
+
+    assert "their gossip is hosted (HostedGossip)" in caplog.text
+    expected = hosted(plan, toy_app, initial, 4)
+    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected["weight"], rtol=1e-6)
+    assert sorted(result.evaluate_metrics_clientapp) == [2, 4]
+
+
+def test_nodes_without_address_are_not_hosted_by_the_way(
+    plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord
+) -> None:
+    with pytest.raises(ValueError, match=r"nodes \[0, 1, 2, 3, 4, 5\] have no address"):
+        ServerlessGossip(plan).start(LocalGrid(gossip_mod(toy_app), NODE_IDS), initial)
+
+
+def test_an_app_that_knows_no_sessions(plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord) -> None:
+    with pytest.raises(TooFewNodesError, match="0 of 6 nodes can take part; min_nodes is 2"):
+        ServerlessGossip(plan).start(LocalGrid(toy_app, NODE_IDS), initial)
+
+
+def test_a_certificate_that_is_not_the_one_it_says(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lie(partition: int, message: Message, reply: Message) -> Message:
+        if partition == 0 and message.metadata.message_type == "query.gossip":
+            reply.content["gossip"]["fingerprint"] = "0" * 64
+        return reply
+
+    grid.fault = lie
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    try:
+        result = ServerlessGossip(plan, settings=FAST).start(grid, initial, num_rounds=1)
+    finally:
+        logging.getLogger("flwr").removeHandler(caplog.handler)
+
+    assert "Rejected the reply of node 907: its certificate has fingerprint" in caplog.text
+    assert result.train_metrics_clientapp[1]["nodes-failed"] == 1
+
+
+REPLIES = {
+    "no metrics": lambda content: content.pop("metrics"),
+    "a round of another session": lambda content: content["metrics"].update({"round": [1, 3]}),
+    "lists of two lengths": lambda content: content["metrics"].update({"train_loss": [1.0]}),
+    "no exchange-seconds": lambda content: content["metrics"].pop("exchange-seconds"),
+    "another model": lambda content: content.update({"arrays": record({"weight": np.zeros(2, np.float32)})}),
+}
+
+
+@pytest.mark.parametrize("what", REPLIES)
+def test_replies_are_not_trusted(
+    what: str, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    def spoil(partition: int, message: Message, reply: Message) -> Message:
+        if partition == 2 and message.metadata.message_type == "train.gossip":
+            REPLIES[what](reply.content)
+        return reply
+
+    grid.fault = spoil
+    result = ServerlessGossip(plan, settings=FAST, export=6).start(grid, initial, num_rounds=2)
+
+    assert [metrics["nodes-failed"] for metrics in result.train_metrics_clientapp.values()] == [1, 1]
+    assert np.isfinite(result.arrays["weight"].numpy()).all()
+
+
+@pytest.mark.parametrize("robust", ["clip", "trim"])
+def test_robust_mixing_is_what_the_host_would_do(
+    robust: str, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    strategy = ServerlessGossip(plan, export=6, robust=robust, settings=FAST)
+
+    result = strategy.start(grid, initial, num_rounds=3)
+
+    hosted = HostedGossip(plan, bind_by="partition-id", mixer=named_mixer(robust))
+    expected = hosted.start(LocalGrid(grid.app, NODE_IDS), initial, 3).arrays
+    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected["weight"].numpy(), rtol=1e-5)
+
+
+def test_errors_are_counted(plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord) -> None:
+    def fail(partition: int, message: Message, reply: Message) -> Message:
+        broken = partition == 2 and message.metadata.message_type == "train.gossip"
+        return Message(Error(code=1, reason="lost"), reply_to=message) if broken else reply
+
+    grid.fault = fail
+    result = ServerlessGossip(plan, settings=FAST).start(grid, initial, num_rounds=1)
+
+    assert result.train_metrics_clientapp[1]["nodes-failed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rounds_per_session": 0}, "rounds_per_session is 0"),
+        ({"export": -1}, "export is -1; expected 0 to 6"),
+        ({"export": 7}, "export is 7; expected 0 to 6"),
+        ({"min_nodes": 1}, "min_nodes is 1; expected 2 to 6"),
+        ({"fraction_evaluate": 2}, "fraction_evaluate is 2"),
+        ({"robust": "median"}, "robust is 'median'"),
+    ],
+)
+def test_bad_arguments(plan: GossipPlan, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ServerlessGossip(plan, **arguments)
+
+
+def test_evaluate_fn_needs_a_model(plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord) -> None:
+    with pytest.raises(ValueError, match="evaluate_fn would see no model: say export=1"):
+        ServerlessGossip(plan).start(grid, initial, evaluate_fn=lambda round_, arrays: None)
+
+
+def test_a_fleet_that_is_too_small(plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord) -> None:
+    grid.connected = NODE_IDS[:3]
+
+    with pytest.raises(TooFewNodesError, match="the plan is for 6 nodes, 3 are connected"):
+        ServerlessGossip(plan, connect_timeout=0.1).start(grid, initial)
+
+
+def test_the_key_is_the_nodes_alone(plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord) -> None:
+    for _ in range(4):
+        ServerlessGossip(plan, settings=FAST).start(grid, initial, num_rounds=1)
+
+    for node_id in NODE_IDS:
+        runs = list((grid.folder / f"node-{node_id}").iterdir())
+        assert len(runs) == 3, "older runs are removed"
+        assert all((run / "node.key").stat().st_mode & 0o77 == 0 for run in runs)
+    assert not any(b"PRIVATE" in str(reply.content).encode() for reply in grid.replies)
