@@ -23,8 +23,8 @@ ALLOWED = {
         *{"numpy", "matplotlib", "networkx"},
     },
     "flower_edge/cli": {
-        *{"flower_edge.cli", "flower_edge.energy", "flower_edge.gossip", "flower_edge.kernels", "flower_edge.peer"},
-        *{"flower_edge.report", "flower_edge.training"},
+        *{"flower_edge.cli", "flower_edge.energy", "flower_edge.gossip", "flower_edge.kernels"},
+        *{"flower_edge.peer", "flower_edge.report", "flower_edge.training"},
         *{"flower_edge._extras", "click", "networkx", "numpy", "rich", "torch", "typer"},
     },
     "clients": {"flower_edge", "flwr", "numpy", "torch"},

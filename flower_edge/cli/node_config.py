@@ -64,7 +64,7 @@ class NodeConfig:
     listen: str
     members: tuple[Member, ...]
     identity: Identity | None
-    mixer: Mixer
+    mixer: Mixer[Vector]
     settings: PeerSettings
     state: Path | None
     result: Path | None
