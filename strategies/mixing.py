@@ -38,7 +38,9 @@ def choose_mixer(
     """
     if mixer is None:
         mixer = DPSGD if compressor is None else ChocoSGD if len(plan.phases) == 1 else LinkChoco
-    arguments = {} if compressor is None else {"plan": plan, "codec": compressor.codec(1), "start": None}
+    arguments: dict[str, Any] = {}
+    if compressor is not None:
+        arguments = {"plan": plan, "codec": compressor.codec(1), "start": None}
     try:
         tried = mixer(0, **arguments)
     except TypeError as error:
