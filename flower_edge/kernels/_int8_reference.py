@@ -138,7 +138,8 @@ def int8_conv_reference(
     cells = x.values.double() - x.zero_point
     geometry = (shape.stride, shape.padding, shape.dilation)
     if transposed:
-        sums = conv2d_input(shape.x_shape, values.double(), cells, *geometry, shape.groups)
+        of = (shape.x_shape, values.double(), cells, *geometry, shape.groups)
+        sums = conv2d_input(*of)  # type: ignore[no-untyped-call]
     else:
         sums = torch.conv2d(cells, values.double(), None, *geometry, shape.groups)
     factors = scales * float(np.float32(x.scale))
@@ -177,7 +178,8 @@ def int8_grad_weight_reference(
         errors = 255 * errors + (low.double() - ERROR_ZERO)
     cells = x.values.double() - x.zero_point
     geometry = (shape.stride, shape.padding, shape.dilation, shape.groups)
-    sums: torch.Tensor = conv2d_weight(cells, shape.weight_shape, errors, *geometry)
+    of = (cells, shape.weight_shape, errors, *geometry)
+    sums: torch.Tensor = conv2d_weight(*of)  # type: ignore[no-untyped-call]
     return (sums * float(np.float32(scale))).float().contiguous(memory_format=torch.channels_last)
 
 
