@@ -15,7 +15,7 @@ from flwr.app import Context
 
 from flower_edge.gossip.codec import ArraySpec, Layout
 from flower_edge.peer import Identity, State, StateError
-from flower_edge.peer.session import run_id
+from flower_edge.peer.part import run_id
 
 KEPT_RUNS = 3
 """Folders of so many runs stay; older ones are removed when a new run begins."""

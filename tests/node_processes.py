@@ -18,7 +18,7 @@ import pytest
 
 from flower_edge.gossip import GossipPlan, full_graph_plan, load_graph
 from flower_edge.peer import Identity, State
-from flower_edge.peer.session import run_id
+from flower_edge.peer.part import run_id
 
 NODES = 6
 SETTINGS = {

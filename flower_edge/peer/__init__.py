@@ -7,9 +7,10 @@ from flower_edge.peer.frames import FrameError
 from flower_edge.peer.identity import Identity, fingerprint
 from flower_edge.peer.members import Member
 from flower_edge.peer.named import NamedModel
+from flower_edge.peer.part import rows_of
 from flower_edge.peer.payload import Codec, Fp32, PayloadError
 from flower_edge.peer.report import RoundReport, SessionReport
-from flower_edge.peer.session import PeerSession, rows_of
+from flower_edge.peer.session import PeerSession
 from flower_edge.peer.settings import PeerSettings
 from flower_edge.peer.state import State, StateError
 

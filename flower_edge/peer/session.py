@@ -1,7 +1,6 @@
 """Rounds of {local steps, exchange with this round's neighbours, mix}, from one node's side."""
 
 import asyncio
-import hashlib
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,15 +11,16 @@ import numpy as np
 
 from flower_edge.gossip.codec import Vector, is_finite
 from flower_edge.gossip.mixer import DPSGD, Mixer
-from flower_edge.gossip.plan import GossipPlan
 from flower_edge.peer.dialler import Dialler
-from flower_edge.peer.frames import RUN_BYTES, Frame, Kind, model_frames
+from flower_edge.peer.frames import Frame, Kind, model_frames
 from flower_edge.peer.identity import Identity
 from flower_edge.peer.inbox import Inbox
+from flower_edge.peer.keeper import Keeper
 from flower_edge.peer.link import Link, Outcome
 from flower_edge.peer.listener import Listener
-from flower_edge.peer.members import Member, by_node
+from flower_edge.peer.members import Member
 from flower_edge.peer.neighbour import Neighbour
+from flower_edge.peer.part import Row, check_model, checked_members, run_id
 from flower_edge.peer.payload import Codec, Fp32
 from flower_edge.peer.refusals import Refusals, log
 from flower_edge.peer.report import Metrics, RoundReport, SessionReport
@@ -31,19 +31,8 @@ from flower_edge.peer.state import State
 CLOSE_TIMEOUT = 2.0
 POLL_INTERVAL = 0.02
 
-Row: TypeAlias = Mapping[int, float]
 Train: TypeAlias = Callable[[Vector, int], tuple[Vector, Metrics]]
 OnRound: TypeAlias = Callable[[RoundReport], None]
-
-
-def run_id(name: str) -> bytes:
-    """Return the 16 bytes by which frames name a run."""
-    return hashlib.sha256(name.encode()).digest()[:RUN_BYTES]
-
-
-def rows_of(plan: GossipPlan, node: int) -> list[dict[int, float]]:
-    """Return what a node needs of a plan: its row of W(t) in each phase."""
-    return [plan.row(node, phase) for phase in range(len(plan.phases))]
 
 
 class PeerSession:
@@ -119,8 +108,8 @@ class PeerSession:
         self._codec = Fp32() if codec is None else codec
         self.node = node
         self._rows = rows
-        self._members = _checked_members(node, rows, members, identity, settings)
-        _check_model(model)
+        self._members = checked_members(node, rows, members, identity, settings)
+        check_model(model)
         if self._mixer.node != node:
             raise ValueError(f"received the mixer of node {self._mixer.node}, expected that of {node}")
         if state is not None and not self._mixer.memoryless:
@@ -134,7 +123,6 @@ class PeerSession:
         self._listen = listen
         self._identity = None if settings.insecure else identity
         self._settings = settings
-        self._state = state
         self._extra = extra
         self.resumed: State | None = None
         if state is not None and state.exists():
@@ -143,8 +131,7 @@ class PeerSession:
         self._refusals = Refusals()
         self._fleet: dict[int, Neighbour] = {}
         self._pending: dict[int, tuple[int, Vector]] = {}
-        self._saving: asyncio.Task[None] | None = None
-        self._unsaved = 0
+        self._keeper = Keeper(state)
 
     def run(self, rounds: int, first: int = 1, on_round: OnRound | None = None) -> SessionReport:
         """Do the rounds and return what was done; see `run_async`, which this runs in a loop of its own."""
@@ -206,7 +193,7 @@ class PeerSession:
             await self._close(listener, dialling)
         report.model = self._model
         report.refusals = dict(self._refusals.counts)
-        report.unsaved = self._unsaved
+        report.unsaved = self._keeper.unsaved
         return report
 
     # ---------------------------------------------------------------- a round
@@ -390,30 +377,11 @@ class PeerSession:
             task.cancel()
         await asyncio.gather(*dialling, return_exceptions=True)
         await listener.stop()
-        await self._saved()
-
-    # ---------------------------------------------------------------- the state on disk
+        await self._keeper.done()
 
     async def _save(self, round: int) -> None:
-        """Begin to write the state; it is written while the next round trains."""
-        await self._saved()
-        if self._state is None:
-            return
         counted = {j: neighbour.link.last_counted for j, neighbour in self._fleet.items()}
-        state = State(self._run, self.node, round, self._model, counted, self._extra())
-        self._saving = asyncio.create_task(self._write(state, self._state))
-
-    async def _write(self, state: State, path: Path) -> None:
-        try:
-            await asyncio.to_thread(state.save, path)
-        except OSError as error:
-            # To stop here would lose more than it saves: the file of an earlier round is still whole.
-            self._unsaved += 1
-            log.error("round %d is not on disk, an earlier one is: %s", state.round, error)
-
-    async def _saved(self) -> None:
-        if self._saving is not None:
-            await self._saving
+        await self._keeper.keep(State(self._run, self.node, round, self._model, counted, self._extra()))
 
 
 def _others(row: Row, node: int) -> list[int]:
@@ -438,44 +406,3 @@ async def _resolved(dialled: Iterable[Neighbour]) -> set[str]:
             continue
         found |= {address_of(str(info[4][0]), int(port)) for info in infos}
     return found
-
-
-def _checked_members(
-    node: int,
-    rows: Sequence[Row],
-    members: Iterable[Member],
-    identity: Identity | None,
-    settings: PeerSettings,
-) -> dict[int, Member]:
-    """Return the neighbours' entries among the members."""
-    if not rows or any(node not in row for row in rows):
-        raise ValueError(
-            f"received {len(rows)} rows of W, expected at least one, each with node {node} itself"
-        )
-    known = by_node(members)
-    wanted = sorted({j for row in rows for j in row} - {node})
-    if missing := [j for j in wanted if j not in known]:
-        raise ValueError(f"nobody says how to reach nodes {missing}, neighbours of node {node}")
-    found = {j: known[j] for j in wanted}
-    if settings.insecure:
-        return found
-    if identity is None:
-        raise ValueError(
-            "this node has no certificate: give an identity, or say PeerSettings(insecure=True) to send "
-            "models in clear text"
-        )
-    if bare := [j for j in wanted if found[j].certificate is None]:
-        raise ValueError(
-            f"nodes {bare} have no certificate, so that links to them cannot be pinned: give one for each, "
-            "or say PeerSettings(insecure=True) to send models in clear text"
-        )
-    if twins := [j for j in wanted if found[j].fingerprint == identity.fingerprint]:
-        raise ValueError(f"node {twins[0]} has this node's own certificate, expected another")
-    return found
-
-
-def _check_model(model: Vector) -> None:
-    if model.ndim != 1 or model.size == 0 or model.dtype != np.float32:
-        raise ValueError(f"received a model of {model.dtype} {model.shape}, expected float32 (d,), d ≥ 1")
-    if not is_finite(model):
-        raise ValueError("the model has NaN or infinity; gossip would spread them to every node")

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from local_grid import LocalGrid
 
 from examples.deployment import Deployment
+from examples.serverless.__main__ import describe
 from examples.simulation import SimulationError
 from flower_edge.clients.gossip_files import NodeFiles
 from flower_edge.gossip import full_graph_plan, load_graph
@@ -69,10 +71,12 @@ def states(flower: Deployment) -> dict[int, State]:
 
 def test_boards_do_what_the_host_would_have_done(app: dict[str, ModuleType], tmp_path: Path) -> None:
     expected = hosted_models(app)
-    model = tmp_path / "model.pt"
+    model, results = tmp_path / "model.pt", tmp_path / "results.json"
 
     with Deployment(NODES) as flower:
-        log = flower.deploy(APP, config(ROUNDS, export=NODES, model=str(model)), timeout=540.0)
+        log = flower.deploy(
+            APP, config(ROUNDS, export=NODES, model=str(model), results=str(results)), timeout=540.0
+        )
         kept = states(flower)
         processes = flower.processes()
 
@@ -83,6 +87,11 @@ def test_boards_do_what_the_host_would_have_done(app: dict[str, ModuleType], tmp
     arrays = torch.load(model, weights_only=True)
     average = np.concatenate([array.numpy().ravel() for array in arrays.values()])
     np.testing.assert_allclose(average, expected.mean(0), rtol=1e-5, atol=1e-5)
+    metrics = json.loads(results.read_text())
+    assert f"{ROUNDS} rounds in 7 s" in describe(metrics, 7.0)
+    payload = 4 * expected.shape[1] * 2 * 2 * ROUNDS
+    last = metrics["train_metrics_clientapp"][str(ROUNDS)]
+    assert payload < last["busiest-node-bytes"] < 1.5 * payload, "small models: handshakes weigh"
     assert processes
     assert not flower.processes()
 

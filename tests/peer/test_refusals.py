@@ -23,7 +23,7 @@ from flower_edge.peer import Identity, SessionReport
 from flower_edge.peer.channel import PATH
 from flower_edge.peer.frames import CHUNK_BYTES, LARGEST_FRAME, Frame, Kind
 from flower_edge.peer.identity import server_name
-from flower_edge.peer.session import run_id
+from flower_edge.peer.part import run_id
 
 RUN = run_id("a test")
 HELLO = Frame(Kind.HELLO, RUN, 0, 1)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from fleet import FAST, Fleet, mean
 
-from flower_edge.gossip import GossipPlan, full_graph_plan, load_graph
+from flower_edge.gossip import DPSGD, GossipPlan, full_graph_plan, load_graph
 from flower_edge.gossip.phase import Phase
 from flower_edge.peer import Identity, Member, PeerSession, PeerSettings, rows_of
+from flower_edge.peer.frames import Kind
+from flower_edge.peer.neighbour import Neighbour
 
 
 @pytest.fixture
@@ -113,6 +115,49 @@ def test_wires_that_break_keep_the_mean(plan: GossipPlan) -> None:
     assert not any(report.unsettled for report in reports)
     failed = sum(r.neighbours - len(r.counted) for report in reports for r in report.rounds)
     assert failed > 10
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_lost_answer_is_settled_later(counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cable is cut when node 0 has counted the link of round 3, or when it has been asked to."""
+    plan = GossipPlan.from_matrix(np.full((2, 2), 0.5))
+    before = Neighbour._send
+
+    async def run() -> tuple[Fleet, list]:
+        fleet = Fleet(plan, seconds=0.01)
+        await fleet.lay_wires()
+        (relay,) = fleet.relays.values()
+
+        def cut_at(self: Neighbour, kind: Kind, round_: int) -> None:
+            if (kind, round_) == (Kind.COMMIT if counts else Kind.READY, 3) and not cuts:
+                cuts.append(round_)
+                if counts:
+                    relay.cut()
+                else:
+                    relay.freeze()
+            before(self, kind, round_)
+
+        cuts: list[int] = []
+        monkeypatch.setattr(Neighbour, "_send", cut_at)
+        running = asyncio.ensure_future(fleet.run(250))
+        while not cuts:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(FAST.decision_timeout + 0.1 if counts else FAST.peer_timeout + 0.2)
+        if not counts:
+            relay.cut()
+            await asyncio.sleep(0.05)
+        relay.heal()
+        reports = await running
+        await fleet.pull_wires()
+        return fleet, reports
+
+    fleet, reports = asyncio.run(run())
+
+    assert reports[1].late == [(0, 3, counts)]
+    assert reports[1].rounds[2].in_doubt == (0,)
+    assert (1 in reports[0].rounds[2].counted) == counts
+    np.testing.assert_allclose(mean(reports), fleet.expected_mean(reports), rtol=1e-5, atol=1e-5)
+    assert reports[0].rounds[-1].counted == (1,)
 
 
 def test_a_node_that_starts_again_goes_on_where_it_was(plan: GossipPlan, tmp_path: Path) -> None:
@@ -230,6 +275,13 @@ def test_what_does_not_go_together(plan: GossipPlan, change: dict, message: str)
 
     with pytest.raises(ValueError, match=message):
         PeerSession(0, train=lambda model, round_: (model, {}), **arguments)
+
+
+def test_a_mixer_that_remembers_cannot_start_again(plan: GossipPlan, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Remembering remembers more than the model"):
+        Fleet(plan, folder=tmp_path).session(0, mixer=type("Remembering", (DPSGD,), {"memoryless": False})(0))
+    with pytest.raises(ValueError, match="received the mixer of node 2, expected that of 0"):
+        Fleet(plan).session(0, mixer=DPSGD(2))
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), True, "3"])
