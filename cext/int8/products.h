@@ -269,12 +269,28 @@ TARGET static void NAME(planes)(void *to, int64_t pitch, const void *from, int64
     }
 }
 
+/* Sums that stay in registers, for whole vectors of columns. */
+TARGET FE_INLINE void NAME(add_columns)(int32_t *sums, const uint8_t *from, int64_t step, int64_t count, int64_t columns) {
+    int32_t some[16];
+    for (int c = 0; c < 16; c++)
+        some[c] = (int32_t)(-FE_ERROR_ZERO * count);
+    if (columns == 16)
+        for (int64_t row = 0; row < count; row++)
+            for (int c = 0; c < 16; c++)
+                some[c] += from[row * step + c];
+    else
+        for (int64_t row = 0; row < count; row++)
+            for (int64_t c = 0; c < columns; c++)
+                some[c] += from[row * step + c];
+    for (int64_t c = 0; c < columns; c++)
+        sums[c] += some[c];
+}
+
 TARGET static void NAME(interleave)(int8_t *to, const uint8_t *from, int64_t step, int64_t count, int64_t columns,
                                     int64_t width, int32_t *sums) {
     const int64_t wide = columns / 16 * 16;
-    for (int64_t row = 0; row < count; row++)
-        for (int64_t c = 0; c < columns; c++)
-            sums[c] += (int32_t)from[row * step + c] - FE_ERROR_ZERO;
+    for (int64_t c = 0; c < columns; c += 16)
+        NAME(add_columns)(sums + c, from + c, step, count, smaller(16, columns - c));
     for (int64_t row = 0; row < count; row += GROUP, to += width * GROUP) {
         int64_t rows = smaller(GROUP, count - row), c = 0;
         for (; rows == GROUP && c < wide; c += 16)
