@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TORCH_INDEX ?=
+# Test files that run side by side.
+JOBS ?= 2
 
 SOURCES := pyproject.toml constraints.txt $(shell find cext -name '*.[ch]' 2>/dev/null)
 
@@ -39,7 +41,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 # Without these tools the tests would skip, and prove nothing.
 boards-kernels: $(STAMP)
