@@ -9,11 +9,14 @@ TORCH_INDEX ?=
 
 SOURCES := pyproject.toml constraints.txt $(shell find cext -name '*.[ch]' 2>/dev/null)
 
-.PHONY: demo test lint clean install help
+.PHONY: demo test lint clean install help boards-kernels wheels board
 
 help:
 	@echo "make demo    FedAvg, full-graph gossip and the optimised plan, side by side; ends with demo/report.html"
 	@echo "make test    ruff, mypy and the whole test suite"
+	@echo "make boards-kernels   every kernel on emulated ARM cores"
+	@echo "make wheels  manylinux wheels for x86-64 and, cross-compiled, aarch64, in dist/"
+	@echo "make board   as root: an emulated arm64 board in a folder, with CPU torch and our wheel, and tests in it (minutes)"
 	@echo "make clean   removes what they made"
 
 install: $(STAMP)
@@ -24,7 +27,7 @@ $(BIN)/python:
 
 $(STAMP): $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[simulation,topology,data,report,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[simulation,topology,data,report,wheels,dev]'
 	@touch $@
 
 demo: $(STAMP)
@@ -37,6 +40,29 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+# Without these tools the tests would skip, and prove nothing.
+boards-kernels: $(STAMP)
+	@for tool in aarch64-linux-gnu-gcc qemu-aarch64-static; do command -v $$tool >/dev/null || \
+	    { echo "$$tool is missing: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static"; exit 1; }; done
+	$(BIN)/python -m pytest -q tests/kernels/test_arm.py
+
+# The headers of one 64-bit Linux serve the other: the extension has the stable ABI, and only int and pointers matter.
+ARM   := CC=aarch64-linux-gnu-gcc LDSHARED='aarch64-linux-gnu-gcc -shared' _PYTHON_HOST_PLATFORM=linux-aarch64
+WHEEL := $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation
+DIST  ?= dist
+
+wheels: $(STAMP)
+	rm -rf build
+	$(WHEEL) -w build/wheels .
+	$(ARM) $(WHEEL) -w build/wheels .
+	for wheel in build/wheels/*.whl; do PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m auditwheel repair -w $(DIST) $$wheel || exit 1; done
+
+# Kept between runs: Debian and the packages are fetched once.
+BOARD ?= /var/tmp/flower_edge-board
+
+board: wheels
+	PIP=$(abspath $(BIN))/python tests/board/board.sh $(DIST)/*_aarch64.whl $(BOARD)
 
 clean:
 	rm -rf $(VENV) build demo cext/build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info flower_edge/*.so

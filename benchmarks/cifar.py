@@ -177,6 +177,45 @@ def dirichlet_split(labels: Tensor, nodes: int, alpha: float, seed: int, fewest:
             return owned
 
 
+def label_split(labels: Tensor, nodes: int, skew: float, seed: int) -> tuple[Rows, ...]:
+    """Deal images out to nodes, some of them by their labels; each image goes to one node.
+
+    The share `skew` of the images is sorted by label and cut into one piece for each node, the others are
+    dealt out at random (Hsieh, Phanishayee, Mutlu, Gibbons, ICML 2020): with a skew of 1 a node has one or
+    two of ten classes.
+
+    Parameters
+    ----------
+    labels : Tensor of int64, shape (n,)
+        The classes of the images.
+    nodes : int
+        Number of nodes.
+    skew : float
+        0 to 1.
+    seed : int
+        Of who gets which images.
+
+    Returns
+    -------
+    tuple of ndarray of int64
+        Row numbers of each node; their numbers differ by two at most.
+
+    Raises
+    ------
+    ValueError
+        If `skew` is not from 0 to 1.
+    """
+    if not 0.0 <= skew <= 1.0:
+        raise ValueError(f"skew is {skew}, expected 0 to 1")
+    order = np.random.default_rng(seed).permutation(len(labels))
+    by_label, anywhere = np.split(order, [round(skew * len(labels))])
+    by_label = by_label[np.argsort(labels.numpy()[by_label], kind="stable")]
+    return tuple(
+        np.concatenate(pair)
+        for pair in zip(np.array_split(by_label, nodes), np.array_split(anywhere, nodes), strict=True)
+    )
+
+
 def cifar10(folder: Path) -> tuple[Images, Images]:
     """Return CIFAR-10's (training, test) images, decoded on first use and kept in the user's cache folder.
 

@@ -1,18 +1,26 @@
 """Outcomes of long runs, one file each: a table takes hours, and a cut-off must not lose what is done.
 
-A run is found again by everything that decides its outcome. Remove the folder to run all anew.
+A run is found again by everything that decides its outcome. ``python -m benchmarks.kept_runs NAME`` gathers
+the outcomes of a benchmark into ``benchmarks/results/runs/NAME.jsonl``, which is committed: any machine goes
+on from there, and a table can be traced to its runs. Remove that file and the folder to run all anew.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cifar import cache_folder
 from benchmarks.pretrain import CHECKPOINTS
+
+GATHERED = Path(__file__).parent / "results" / "runs"
+_DIGITS = 16
+"""Of a run's name; other files in the folder, such as profiles, belong to one machine."""
 
 
 def kept_at(benchmark: str, decides: Sequence[Any]) -> Path:
@@ -25,8 +33,31 @@ def kept_at(benchmark: str, decides: Sequence[Any]) -> Path:
     decides : sequence
         What the outcome depends on, in terms of JSON.
     """
-    name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-    return cache_folder() / benchmark / f"{name}.json"
+    folder = cache_folder() / benchmark
+    _hand_out(GATHERED / f"{benchmark}.jsonl", folder)
+    name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:_DIGITS]
+    return folder / f"{name}.json"
+
+
+@cache
+def _hand_out(gathered: Path, folder: Path) -> None:
+    lines = gathered.read_text().splitlines() if gathered.exists() else []
+    for name, outcome in map(json.loads, lines):
+        path = folder / f"{name}.json"
+        if not path.exists():
+            keep(path, outcome)
+
+
+def gather(benchmark: str) -> Path:
+    """Write all kept outcomes of a benchmark into one file, a line each; return its path."""
+    kept = sorted((cache_folder() / benchmark).glob(f"{'[0-9a-f]' * _DIGITS}.json"))
+    lines = [json.dumps([path.stem, json.loads(path.read_text())]) + "\n" for path in kept]
+    GATHERED.mkdir(parents=True, exist_ok=True)
+    target = GATHERED / f"{benchmark}.jsonl"
+    scratch = target.with_suffix(".tmp")
+    scratch.write_text("".join(lines))
+    scratch.replace(target)
+    return target
 
 
 def checkpoint_digest(network: str) -> str:
@@ -46,3 +77,9 @@ def say(progress: str) -> None:
     """Tell a person who watches the terminal how far the runs are."""
     if sys.stderr.isatty():
         print(progress, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kept_runs", description=gather.__doc__)
+    parser.add_argument("benchmark", help="for example gradient_filter_accuracy")
+    print(f"written to {gather(parser.parse_args().benchmark)}")

@@ -6,12 +6,13 @@ The app, its run config and its strategies are those of ``flwr run``; only the t
 import os
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from logging import WARNING, getLogger
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parent.parent
 APP = ROOT / "examples" / "quickstart"
@@ -19,9 +20,35 @@ CONFIG: dict[str, Any] = tomllib.loads((APP / "pyproject.toml").read_text("utf-8
     "config"
 ]
 
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run went.
+
+    Attributes
+    ----------
+    accuracy : dict of int to float
+        Round → mean accuracy of all nodes' models, in percent.
+    megabytes : dict of int to float
+        Round → what the busiest node has sent and received up to it, counted.
+    consensus_distance : float
+        After the last round.
+    """
+
+    accuracy: dict[int, float]
+    megabytes: dict[int, float]
+    consensus_distance: float
+
 
 def accuracies(overrides: Mapping[str, Any]) -> dict[int, float]:
-    """Run the quickstart once; return the mean accuracy of all nodes' models, in percent, by round.
+    """Return the accuracies of `quickstart_run`."""
+    return quickstart_run(overrides).accuracy
+
+
+def quickstart_run(overrides: Mapping[str, Any]) -> Run:
+    """Run the quickstart once.
 
     Parameters
     ----------
@@ -54,11 +81,18 @@ def accuracies(overrides: Mapping[str, Any]) -> dict[int, float]:
         config["num-server-rounds"],
         train_config=ConfigRecord({"lr": config["learning-rate"]}),
     )
-    return {r: 100 * metrics["accuracy"] for r, metrics in sorted(result.evaluate_metrics_clientapp.items())}
+    evaluated, trained = result.evaluate_metrics_clientapp, result.train_metrics_clientapp
+    return Run(
+        {r: 100 * metrics["accuracy"] for r, metrics in sorted(evaluated.items())},
+        {r: 1e-6 * metrics["busiest-node-bytes"] for r, metrics in sorted(trained.items())},
+        trained[max(trained)]["consensus-distance"],
+    )
 
 
-def run_all(runs: Sequence[Mapping[str, Any]]) -> list[dict[int, float]]:
-    """Return `accuracies` of several run configs, as many at a time as there are cores."""
+def run_all(
+    runs: Sequence[Mapping[str, Any]], outcome: Callable[[Mapping[str, Any]], Outcome] = accuracies
+) -> list[Outcome]:
+    """Return `outcome` of several run configs, as many at a time as there are cores."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
-        return list(pool.map(accuracies, runs))
+        return list(pool.map(outcome, runs))

@@ -19,7 +19,7 @@ PyObject *fe_as_none(int error);
 /* Writes an address to the pointer at `address`; it may be NULL, that is 0, only where `optional`. -1 with an exception. */
 int fe_read_address(PyObject *object, const char *name, int optional, void *address);
 
-/* The functions of cext/gradient_filter and cext/spectrum, up to a sentinel. */
-extern PyMethodDef fe_gradient_filter_methods[], fe_spectrum_methods[];
+/* The functions of the families that have a file of their own, up to a sentinel. */
+extern PyMethodDef fe_gradient_filter_methods[], fe_int8_methods[], fe_range_evonorm_methods[], fe_spectrum_methods[];
 
 #endif

@@ -13,7 +13,10 @@
 #define FE_AT_HWCAP2 26
 #endif
 
-static const char *const names[FE_ISA_COUNT] = {"serial", "neon", "avx2", "avx512"};
+static const char *const names[FE_ISA_COUNT] = {
+    [FE_SERIAL] = "serial", [FE_NEON] = "neon",       [FE_DOTPROD] = "dotprod", [FE_I8MM] = "i8mm",
+    [FE_AVX2] = "avx2",     [FE_AVXVNNI] = "avxvnni", [FE_AVX512] = "avx512",   [FE_AVX512VNNI] = "avx512vnni",
+};
 
 const char *fe_isa_name(fe_isa isa) { return names[isa]; }
 
@@ -28,9 +31,18 @@ int fe_isa_available(fe_isa isa) {
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case FE_AVX512:
         return fe_isa_available(FE_AVX2) && __builtin_cpu_supports("avx512f");
+    case FE_AVX512VNNI:
+        return fe_isa_available(FE_AVX512) && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512vnni");
+    case FE_AVXVNNI:
+        return fe_isa_available(FE_AVX2) && __builtin_cpu_supports("avxvnni");
 #elif defined(__aarch64__) && defined(__linux__)
     case FE_NEON:
         return (getauxval(AT_HWCAP) & FE_HWCAP_ASIMD) != 0;
+    case FE_DOTPROD:
+        return fe_isa_available(FE_NEON) && (getauxval(AT_HWCAP) & FE_HWCAP_ASIMDDP) != 0;
+    case FE_I8MM:
+        return fe_isa_available(FE_DOTPROD) && (getauxval(FE_AT_HWCAP2) & FE_HWCAP2_I8MM) != 0;
 #endif
     default:
         return 0;
@@ -98,6 +110,7 @@ void fe_cpu_features(char *text, size_t size) {
     append(text, size, 1, "x86-64");
     append(text, size, __builtin_cpu_supports("avx2"), "avx2");
     append(text, size, __builtin_cpu_supports("fma"), "fma");
+    append(text, size, __builtin_cpu_supports("avxvnni"), "avxvnni");
     append(text, size, __builtin_cpu_supports("avx512f"), "avx512f");
     append(text, size, __builtin_cpu_supports("avx512bw"), "avx512bw");
     append(text, size, __builtin_cpu_supports("avx512vnni"), "avx512vnni");

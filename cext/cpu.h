@@ -6,7 +6,17 @@
 
 /* Ordered: on one architecture, a later one contains every earlier one that this CPU has. This order is what lets an
  * override be a ceiling: a family without a version for the ceiling itself runs its next lower one. */
-typedef enum { FE_SERIAL, FE_NEON, FE_AVX2, FE_AVX512, FE_ISA_COUNT } fe_isa;
+typedef enum {
+    FE_SERIAL,
+    FE_NEON,
+    FE_DOTPROD,
+    FE_I8MM,
+    FE_AVX2,
+    FE_AVXVNNI,
+    FE_AVX512,
+    FE_AVX512VNNI,
+    FE_ISA_COUNT
+} fe_isa;
 
 /* A float at any byte address: flat parameter blobs are cut out of messages wherever they happen to begin. */
 typedef float fe_float __attribute__((aligned(1)));

@@ -6,8 +6,10 @@
 
 #include "cpu.h"
 #include "gradient_filter/gradient_filter.h"
+#include "int8/int8.h"
 #include "mix/mix.h"
 #include "parallel.h"
+#include "range_evonorm/range_evonorm.h"
 #include "sign_bits/sign_bits.h"
 #include "spectrum/spectrum.h"
 
@@ -22,6 +24,8 @@ static const struct {
     {"gradient_filter", fe_gradient_filter_isa},
     {"sign_bits", fe_sign_bits_isa},
     {"spectrum", fe_spectrum_isa},
+    {"range_evonorm", fe_range_evonorm_isa},
+    {"int8", fe_int8_isa},
 };
 
 int fe_as_isa(PyObject *object, fe_isa *isa) {
@@ -250,9 +254,12 @@ static PyMethodDef methods[] = {
 };
 
 static int add_families(PyObject *module) {
-    if (PyModule_AddFunctions(module, fe_gradient_filter_methods) < 0)
-        return -1;
-    return PyModule_AddFunctions(module, fe_spectrum_methods);
+    PyMethodDef *const methods_of[] = {fe_gradient_filter_methods, fe_int8_methods, fe_range_evonorm_methods,
+                                       fe_spectrum_methods};
+    for (size_t i = 0; i < sizeof methods_of / sizeof *methods_of; i++)
+        if (PyModule_AddFunctions(module, methods_of[i]) < 0)
+            return -1;
+    return 0;
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)add_families}, {0, NULL}};

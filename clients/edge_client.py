@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TypeAlias
 
 import torch
@@ -11,12 +12,13 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from flower_edge.clients import local_training, messages
+from flower_edge.clients import energy, local_training, messages
 from flower_edge.clients.elastic import MakeElastic, check_elastic
 from flower_edge.clients.elastic_round import ElasticRound, Task
 from flower_edge.clients.gossip import gossip_mod
 from flower_edge.clients.local_training import Batches, BatchFunction
 from flower_edge.clients.profiles import Profiles
+from flower_edge.energy import Meter
 from flower_edge.training import Method, ModelMethod, prepare_
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
@@ -44,6 +46,7 @@ def edge_client_app(
     metrics: Mapping[str, BatchFunction] | None = None,
     methods: Methods = (),
     elastic: MakeElastic = None,
+    meter: Meter | None = None,
     mods: list[Mod] | None = None,
 ) -> ClientApp:
     """Build a ClientApp that trains and evaluates a torch model.
@@ -79,6 +82,9 @@ def edge_client_app(
         How a node chooses which tensors it trains, if not all: under a budget of its own, or under the
         deadline that a message brings. A callable ``(context) -> Elastic or None`` chooses by node or run
         config. Such a node trains on the CPU, where times are known.
+    meter : Meter or None (default: None)
+        Reads what a round's training costs this board: ``flower_edge.energy.Meter.find(idle_watts=…)``, which
+        is None where there is no sensor. Not for simulation, where all nodes run on one machine.
     mods : list of callable, optional
         Flower's client mods.
 
@@ -110,12 +116,18 @@ def edge_client_app(
         ``elastic-round-time`` (seconds of the whole, on the board that `Elastic.slowdown` makes of this one).
         Its record ``elastic`` names the tensors ``trained``, and the importance of all.
 
+        A node with a `meter` adds ``energy_joules`` (*measured*: of the round's training, above idle), and a
+        record ``energy`` with the ``source``, ``resolution`` (J), ``idle-watts`` and ``total-joules`` of the
+        figure. Without one, or if it failed in the round, there is no such metric. FedAvg refuses replies
+        with different metrics: there, give all nodes a meter or none.
+
         Evaluation replies have ``eval_loss``, `metrics` and ``num-examples``.
 
     Raises
     ------
     TypeError
-        If `methods` is neither a sequence nor a callable, or `elastic` neither an `Elastic` nor a callable.
+        If `methods` is neither a sequence nor a callable, `elastic` neither an `Elastic` nor a callable, or
+        `meter` no Meter.
 
     Notes
     -----
@@ -137,6 +149,8 @@ def edge_client_app(
         _check_methods(methods)
     if not callable(elastic) or isinstance(elastic, type):
         check_elastic(elastic)
+    if meter is not None and not isinstance(meter, Meter):
+        raise TypeError(f"meter is a {type(meter).__name__}, expected a flower_edge.energy.Meter or None")
     profiles = Profiles()
     app = ClientApp(mods=mods)
 
@@ -165,13 +179,17 @@ def edge_client_app(
         epochs = int(context.run_config.get("local-epochs", 1))
         task = Task.of(message, local_training.step_count(batches, epochs))
         content = RecordDict()
-        if selective is None or not selective.is_limited(task.deadline):
-            report = local_training.train(net, batches, loss, steps, epochs, device)
-        else:
-            choosing = ElasticRound(selective, task, net, steps, loss, profiles, started, context.state)
-            report = local_training.train(net, batches, loss, steps, epochs, device, choosing.before_step)
-            report.update(choosing.metrics())
-            content[messages.ELASTIC] = choosing.record()
+        measurement = None if meter is None else meter.measure()
+        with measurement or nullcontext():
+            if selective is None or not selective.is_limited(task.deadline):
+                report = local_training.train(net, batches, loss, steps, epochs, device)
+            else:
+                choosing = ElasticRound(selective, task, net, steps, loss, profiles, started, context.state)
+                report = local_training.train(net, batches, loss, steps, epochs, device, choosing.before_step)
+                report.update(choosing.metrics())
+                content[messages.ELASTIC] = choosing.record()
+        if measurement is not None:
+            energy.add_to(report, content, measurement)
         arrays = ArrayRecord(net.state_dict())
         if messages.takes_partial_updates(message):
             arrays, report["upload_share"] = messages.changed(arrays, messages.arrays(message))

@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from flower_edge.gossip.codec import ArraySpec, Carried, Layout
+from flower_edge.gossip.mixer import State
 from flower_edge.strategies.fleet import Fleet
 from flower_edge.strategies.importance import Importance, checked_importance
 from flower_edge.strategies.records import MAX_NPY_HEADER_BYTES, read_npy
 
 VERSION = 1
 MAX_META_BYTES = 256 * 2**20
+MAX_COUNTS = 4
+"""Whole numbers that a mixer remembers, for each node of the plan."""
 
 History = dict[str, dict[int, dict[str, Any]]]
 
@@ -82,6 +85,8 @@ def save(path: Path, fleet: Fleet, progress: Progress) -> None:
         "version": VERSION,
         "plan": fleet.plan.digest(),
         "layout": _layout_meta(fleet.layout),
+        "mixer": fleet.mixer_name,
+        "memories": [_memory_meta(mixer.state()) for mixer in fleet.mixers],
         "round": progress.server_round,
         "traffic": progress.traffic.tolist(),
         "energy": progress.energy.tolist(),
@@ -137,12 +142,16 @@ def load(path: Path, fleet: Fleet) -> Progress:
             )
             models = _read_array(archive, "models", ArraySpec("models", fleet.models.shape, "float32"))
             carried = [_read_carried(archive, node, fleet.layout) for node in range(n)]
+            memories = [
+                _read_memory(archive, node, fleet, specs)
+                # Files of before mixers had memories have none.
+                for node, specs in zip(range(n), meta.get("memories", [[]] * n), strict=True)
+            ]
+            fleet.restore(models, carried, memories)
     except CheckpointError:
         raise
     except _DAMAGE as error:
         raise CheckpointError(f"{path} is not a whole checkpoint of flower_edge: {error}") from error
-    fleet.models[:] = models
-    fleet.carried = carried
     return progress
 
 
@@ -152,6 +161,8 @@ def _write(file: Any, meta: bytes, fleet: Fleet) -> None:
         arrays = {"models": fleet.models}
         for node, carried in enumerate(fleet.carried):
             arrays |= {_carried_name(node, name): array for name, array in carried.items()}
+        for node, mixer in enumerate(fleet.mixers):
+            arrays |= {_memory_name(node, name): array for name, array in mixer.state().items()}
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
@@ -167,6 +178,11 @@ def _check_same_run(meta: Any, fleet: Fleet) -> None:
     if meta["layout"] != _layout_meta(fleet.layout):
         raise CheckpointError(
             "the checkpoint holds another model; resume with that model, or start a new file"
+        )
+    if (mixer := meta.get("mixer", "DPSGD, fp32")) != fleet.mixer_name:
+        raise CheckpointError(
+            f"the checkpoint was written with mixer {mixer!r:.60}, expected {fleet.mixer_name!r}; resume "
+            "with that mixer and compressor, or start a new file"
         )
 
 
@@ -184,6 +200,27 @@ def _read_carried(archive: zipfile.ZipFile, node: int, layout: Layout) -> Carrie
         for spec in layout.specs
         if not spec.mixed
     }
+
+
+def _memory_name(node: int, name: str) -> str:
+    return f"memory/{node}/{name}"
+
+
+def _memory_meta(state: State) -> list[list[Any]]:
+    return [[name, list(array.shape), str(array.dtype)] for name, array in state.items()]
+
+
+def _read_memory(archive: zipfile.ZipFile, node: int, fleet: Fleet, specs: list[list[Any]]) -> State:
+    memory: State = {}
+    for name, shape, dtype in specs:
+        spec = ArraySpec(_memory_name(node, name), tuple(shape), dtype)
+        counts = dtype == "int64" and spec.size <= MAX_COUNTS * fleet.plan.n
+        if not counts and (dtype, spec.shape) != ("float32", (fleet.layout.size,)):
+            raise CheckpointError(
+                f"the checkpoint claims to hold {spec}, expected vectors of the model or few counts"
+            )
+        memory[name] = _read_array(archive, spec.name, spec)
+    return memory
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, expected: ArraySpec) -> npt.NDArray[Any]:

@@ -1,12 +1,14 @@
 """The models of all nodes of a hosted gossip, and their mixing."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flower_edge.gossip.codec import Arrays, Carried, Layout, Vector, is_finite
-from flower_edge.gossip.mixer import Mixer
+from flower_edge.gossip.compressor import Compressor
+from flower_edge.gossip.mixer import Mixer, State
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.kernels import mix
 from flower_edge.strategies.stretches import Stretch, stretches
@@ -24,10 +26,28 @@ class Fleet:
     initial : mapping of str to ndarray
         The model that every node starts from.
     mixer : callable
-        Makes a node's `Mixer` from its index.
+        Makes a node's `Mixer` from its index; from its index, ``plan``, ``codec`` and ``start``, the
+        initial model, if there is a compressor.
+    compressor : Compressor, optional
+        How what nodes send becomes bytes.
+
+    Attributes
+    ----------
+    sent : ndarray of int64, shape (n,)
+        Bytes that each node sent over its links in the last `mix`; *counted*, at the codec.
+    received : ndarray of int64, shape (n,)
+        And those that it received.
+    compression : float
+        Bytes sent in the last `mix` over those of the same models in fp32; 1 if nothing was.
     """
 
-    def __init__(self, plan: GossipPlan, initial: Arrays, mixer: Callable[[int], Mixer]) -> None:
+    def __init__(
+        self,
+        plan: GossipPlan,
+        initial: Arrays,
+        mixer: Callable[..., Mixer[Any]],
+        compressor: Compressor | None = None,
+    ) -> None:
         self.plan = plan
         self.layout = Layout.of(initial)
         vector, carried = self.layout.flatten(initial)
@@ -37,8 +57,34 @@ class Fleet:
             )
         self.models: Matrix = np.tile(vector, (plan.n, 1))
         self.carried: list[Carried] = [dict(carried) for _ in range(plan.n)]
-        self._mixers = [mixer(node) for node in range(plan.n)]
+        self._new_mixer = mixer
+        self._arguments: dict[str, Any] = {}
+        if compressor is not None:
+            self._arguments = {"plan": plan, "codec": compressor.codec(self.layout), "start": vector}
+        self.mixers = self._new_mixers()
+        self.sent, self.received = np.zeros((2, plan.n), np.int64)
+        self.compression = 1.0
         self._next = np.empty_like(self.models)
+
+    @property
+    def mixer_name(self) -> str:
+        """The algorithm, and the codec of its messages."""
+        return f"{type(self.mixers[0]).__name__}, {self.mixers[0].codec_name}"
+
+    def restore(self, models: Matrix, carried: list[Carried], memories: Sequence[State]) -> None:
+        """Take over what was in a checkpoint: the models, and the `Mixer.state` of each node.
+
+        Raises
+        ------
+        ValueError
+            If a state is not one of the node's mixer. The fleet is then what it was.
+        """
+        mixers = self._new_mixers()
+        for mixer, memory in zip(mixers, memories, strict=True):
+            mixer.restore(memory)
+        self.models[:] = models
+        self.carried = carried
+        self.mixers = mixers
 
     def arrays(self, node: int) -> dict[str, npt.NDArray[np.generic]]:
         """Return the named arrays of one node's model, as views."""
@@ -100,15 +146,26 @@ class Fleet:
             What has been mixed among whom.
         """
         parts = tuple(stretches(self.layout, live, trained))
-        outgoing = {node: self._mixers[node].outgoing(self.models[node]) for node in live}
+        rows = [self.plan.row(node, server_round) for node in range(self.plan.n)]
+        alive = frozenset(live)
+        outgoing = {
+            node: self.mixers[node].outgoing(self.models[node], _neighbours(rows, node, alive))
+            for node in live
+        }
+        self.sent, self.received = np.zeros((2, self.plan.n), np.int64)
+        plain = 0
         for node, model in enumerate(self.models):
-            row = self.plan.row(node, server_round)
             for part in parts:
                 here = slice(part.start, part.stop)
-                neighbours = [j for j in row if j in part.live and j != node] if node in part.live else []
-                received = {j: outgoing[j][here] for j in neighbours}
-                self._mixers[node].mix(model[here], row, received, out=self._next[node][here])
+                received = {j: _part(outgoing[j][node], here) for j in _neighbours(rows, node, part.live)}
+                for j, message in received.items():
+                    size = memoryview(message).nbytes
+                    self.sent[j] += size
+                    self.received[node] += size
+                    plain += 4 * part.size
+                self.mixers[node].mix(model[here], rows[node], received, out=self._next[node][here])
         self.models, self._next = self._next, self.models
+        self.compression = int(self.sent.sum()) / plain if plain else 1.0
         return parts
 
     def mean(self) -> Vector:
@@ -123,3 +180,16 @@ class Fleet:
             offset = model - mean
             squares += float(np.dot(offset, offset))
         return float(np.sqrt(squares / self.plan.n))
+
+    def _new_mixers(self) -> list[Mixer[Any]]:
+        return [self._new_mixer(node, **self._arguments) for node in range(self.plan.n)]
+
+
+def _neighbours(rows: list[dict[int, float]], node: int, live: Collection[int]) -> list[int]:
+    """Return the nodes with which a node exchanges: none unless it is live itself."""
+    return [j for j in rows[node] if j in live and j != node] if node in live else []
+
+
+def _part(message: Any, here: slice) -> Any:
+    """Return a part of a vector; bytes are of a whole model, which is all that their mixers mix."""
+    return message[here] if isinstance(message, np.ndarray) else message

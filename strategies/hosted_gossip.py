@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from logging import INFO, getLogger
 from pathlib import Path
@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from flower_edge.gossip.mixer import DPSGD, Mixer
+from flower_edge.gossip.compressor import Compressor
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.strategies import checkpoint
 from flower_edge.strategies.binding import BindBy, NodeBinding, TooFewNodesError
@@ -26,10 +26,11 @@ from flower_edge.strategies.importance import (
     to_config,
 )
 from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
+from flower_edge.strategies.mixing import MakeMixer, choose_mixer
 from flower_edge.strategies.records import checked_weight, only_arrays, to_numpy, to_record
 from flower_edge.strategies.replies import accept
 from flower_edge.strategies.rounds import ResumableStrategy
-from flower_edge.strategies.stretches import energy, traffic
+from flower_edge.strategies.stretches import energy
 from flower_edge.strategies.summary import log_summary
 
 log = getLogger("flwr").log
@@ -69,8 +70,15 @@ class HostedGossip(ResumableStrategy):
         after SIGKILL or a power cut.
     connect_timeout : float (default: 300.0)
         Seconds to wait at the start for all nodes to connect.
-    mixer : callable (default: DPSGD)
-        Makes a node's `flower_edge.gossip.Mixer` from its index.
+    mixer : callable, optional
+        Makes a node's `flower_edge.gossip.Mixer` from its index (DPSGD by default); where there is a
+        `compressor`, from its index, ``plan``, ``codec`` and ``start``: `flower_edge.gossip.ChocoSGD` (the
+        default for a plan of one phase), `LinkChoco` (for others), `DeepSqueeze` or `PlainQuantised`, as they
+        are or as ``functools.partial(ChocoSGD, gamma=0.5)``.
+    compressor : Compressor, optional
+        In which bytes models would travel between the nodes, such as `flower_edge.gossip.Int8()`; whole, in
+        fp32, by default. What is mixed here is what the nodes would read from those bytes. Messages between
+        the ServerApp and the nodes stay as they are.
     partial_updates : bool (default: False)
         Whether a reply may lack arrays: one that is absent is what was sent. Elastic nodes
         (``edge_client_app(..., elastic=...)``) are told, and then return only what has changed.
@@ -105,10 +113,12 @@ class HostedGossip(ResumableStrategy):
     Notes
     -----
     Each round's training metrics have, beside the nodes' own: ``consensus-distance`` (√(1/n Σ‖x_i − x̄‖²)
-    after mixing), ``nodes-failed``, ``replies-rejected``, and, added up since the first round,
-    ``busiest-node-bytes`` (*counted*: what the node would send and receive over the plan's links, of the
-    arrays that both ends mix) and ``busiest-node-energy-wh`` (*modelled*: the plan's energy model, if it has
-    one).
+    after mixing), ``nodes-failed``, ``replies-rejected``, ``sent-bytes-mean`` and ``sent-bytes-max``
+    (*counted*, at the codec: what a node would send over the plan's links in this round, of the arrays that
+    both ends mix; the mean over all nodes, and the most), and, added up since the first round,
+    ``busiest-node-bytes`` (*counted*: what the node would send and receive) and ``busiest-node-energy-wh``
+    (*modelled*: the plan's energy model, if it has one; a message costs as much less than a model as it has
+    fewer bytes).
 
     References
     ----------
@@ -125,7 +135,8 @@ class HostedGossip(ResumableStrategy):
         bind_by: BindBy = "node-id",
         resume: str | Path | None = None,
         connect_timeout: float = 300.0,
-        mixer: Callable[[int], Mixer] = DPSGD,
+        mixer: MakeMixer | None = None,
+        compressor: Compressor | None = None,
         partial_updates: bool = False,
         mix_untrained: bool = True,
         global_importance: bool = False,
@@ -144,18 +155,14 @@ class HostedGossip(ResumableStrategy):
             raise ValueError(f"evaluate_every is {evaluate_every}; expected at least 1 round")
         if deadline is not None and not 0.0 < deadline < math.inf:
             raise ValueError(f"deadline is {deadline}; expected a positive number of seconds")
-        if not mix_untrained and not mixer(0).separable:
-            raise ValueError(
-                f"{type(mixer(0)).__name__} mixes models as a whole; mix_untrained=False needs a mixer that "
-                "is `separable`, such as DPSGD"
-            )
         self.plan = plan
         self.min_nodes = min_nodes
         self.fraction_evaluate = fraction_evaluate
         self.evaluate_every = evaluate_every
         self.resume = None if resume is None else Path(resume)
         self.connect_timeout = connect_timeout
-        self.mixer = mixer
+        self.mixer = choose_mixer(plan, mixer, compressor, in_parts=not mix_untrained)
+        self.compressor = compressor
         self.partial_updates = partial_updates
         self.mix_untrained = mix_untrained
         self.global_importance = global_importance
@@ -205,7 +212,7 @@ class HostedGossip(ResumableStrategy):
 
     def _begin(self, grid: Grid, initial_arrays: ArrayRecord) -> Fleet:
         initial = {name: array.numpy() for name, array in initial_arrays.items()}
-        fleet = Fleet(self.plan, initial, self.mixer)
+        fleet = Fleet(self.plan, initial, self.mixer, self.compressor)
         self._binding = NodeBinding(self.plan.n, self.bind_by)
         self._progress = checkpoint.Progress.start(self.plan.n)
         if self.resume is not None and self.resume.exists():
@@ -268,8 +275,8 @@ class HostedGossip(ResumableStrategy):
             )
         names = None if self.mix_untrained else {node: update.names for node, update in trained.items()}
         parts = fleet.mix(server_round, trained.keys(), names)
-        progress.traffic += traffic(self.plan, server_round, parts)
-        progress.energy += energy(self.plan, server_round, parts)
+        progress.traffic += fleet.sent + fleet.received
+        progress.energy += energy(self.plan, server_round, parts, fleet.compression)
         progress.importance = mean_importance([update.importance for update in trained.values()])
         mean = fleet.mean()
         metrics = self.train_metrics_aggr_fn(
@@ -278,6 +285,8 @@ class HostedGossip(ResumableStrategy):
         metrics["consensus-distance"] = fleet.consensus_distance(mean)
         metrics["nodes-failed"] = failed
         metrics["replies-rejected"] = rejected
+        metrics["sent-bytes-mean"] = float(fleet.sent.mean())
+        metrics["sent-bytes-max"] = int(fleet.sent.max())
         metrics["busiest-node-bytes"] = int(progress.traffic.max())
         if self.plan.energy is not None:
             metrics["busiest-node-energy-wh"] = float(progress.energy.max())

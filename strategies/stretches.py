@@ -76,20 +76,14 @@ def live_links(plan: GossipPlan, server_round: int, live: Collection[int]) -> np
     return links[alive[links].all(axis=1)]
 
 
-def traffic(plan: GossipPlan, server_round: int, parts: Collection[Stretch]) -> npt.NDArray[np.int64]:
-    """Return the bytes that each node sends and receives over the plan's links, shape (n,); *counted*."""
-    total = np.zeros(plan.n, np.int64)
-    for part in parts:
-        links = live_links(plan, server_round, part.live)
-        total += 2 * 4 * part.size * np.bincount(links.ravel(), minlength=plan.n)
-    return total
-
-
-def energy(plan: GossipPlan, server_round: int, parts: Collection[Stretch]) -> npt.NDArray[np.float64]:
+def energy(
+    plan: GossipPlan, server_round: int, parts: Collection[Stretch], compression: float = 1.0
+) -> npt.NDArray[np.float64]:
     """Return the Wh of each node in a round, shape (n,); *modelled*, zero for a plan without energy model.
 
-    To exchange a part costs its share of what the whole model costs; to compute costs the same whatever was
-    trained, since energy models have one figure for it.
+    To exchange a part costs its share of what the whole model costs, times its bytes over those in fp32
+    (`compression`); to compute costs the same whatever was trained, since energy models have one figure for
+    it.
     """
     total = np.zeros(plan.n)
     if plan.energy is None:
@@ -98,5 +92,6 @@ def energy(plan: GossipPlan, server_round: int, parts: Collection[Stretch]) -> n
     for part in parts:
         # The shares add up to one, and so does what a node spends without any link.
         links = live_links(plan, server_round, part.live)
-        total += part.size / size * plan.energy.per_node(links, plan.n)
+        whole, none = (plan.energy.per_node(those, plan.n) for those in (links, links[:0]))
+        total += part.size / size * (whole - (1.0 - compression) * (whole - none))
     return total

@@ -34,6 +34,7 @@ def log_summary(strategy: HostedGossip) -> None:
     else:
         busiest = strategy.plan.energy_per_node(1).max()
         log(INFO, "\t│\t└── Busiest node: %.3g Wh a round (modelled)", busiest)
+    log(INFO, "\t├──> Messages between nodes: %s", _messages(strategy))
     log(INFO, "\t├──> Nodes:")
     log(INFO, "\t│\t├── Minimum that train well in a round: %d", strategy.min_nodes)
     log(
@@ -51,6 +52,11 @@ def log_summary(strategy: HostedGossip) -> None:
     log(INFO, "\t\t├── Metrics weighted by: '%s'", strategy.weighted_by_key)
     log(INFO, "\t\t├── ArrayRecord key: '%s'", strategy.arrayrecord_key)
     log(INFO, "\t\t└── ConfigRecord key: '%s'", strategy.configrecord_key)
+
+
+def _messages(strategy: HostedGossip) -> str:
+    name = getattr(strategy.mixer, "__name__", repr(strategy.mixer))
+    return f"{'fp32' if strategy.compressor is None else strategy.compressor.name}, mixed by {name}"
 
 
 def _updates(strategy: HostedGossip) -> str:

@@ -7,6 +7,6 @@ FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return a * b; }
 
 #include "rows.h"
 
-static const filter_version NAME(version) = {NAME(pool_row), NAME(fill_row), NAME(depthwise_row), NULL, NULL, NULL};
+static const filter_version NAME(version) = {NAME(pool_row), NAME(fill_row), NAME(depthwise_row), NULL, NULL, NULL, NULL, NULL};
 
 #include "lanes/end.h"

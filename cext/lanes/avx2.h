@@ -3,6 +3,7 @@
 
 #define VEC __m256
 #define LANES 8
+#define REGISTERS 16
 #define TARGET __attribute__((target("avx2,fma")))
 #define NAME(name) name##_avx2
 

@@ -3,6 +3,7 @@
 
 #define VEC __m512
 #define LANES 16
+#define REGISTERS 32
 #define TARGET __attribute__((target("avx512f,avx2,fma")))
 #define NAME(name) name##_avx512
 

@@ -3,6 +3,7 @@
 
 #define VEC float32x4_t
 #define LANES 4
+#define REGISTERS 32
 #define TARGET
 #define NAME(name) name##_neon
 

@@ -1,8 +1,9 @@
 /* Vectors of floats and what kernels do with them, for one instruction set: a header of kernels is included after it, then
- * end.h. `load` and `store` take the first n lanes, 0 <= n <= LANES; a loaded vector's other lanes are 0. Here, plain C: one
- * lane, which is always taken. */
+ * end.h. `load` and `store` take the first n lanes, 0 <= n <= LANES; a loaded vector's other lanes are 0. A CPU
+ * holds REGISTERS of them. Here, plain C: one lane, which is always taken. */
 #define VEC float
 #define LANES 1
+#define REGISTERS 16
 #define TARGET
 #define NAME(name) name##_serial
 

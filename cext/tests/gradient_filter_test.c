@@ -105,9 +105,9 @@ static int pool_is_right(const float *received, const float *x, const fe_grid *g
     return 1;
 }
 
-/* `factors`, (component, channel), may be NULL. */
-static int fill_is_right(const float *received, const float *coefficients, const float *factors, const fe_grid *grid,
-                         fe_layout layout, double scale) {
+/* `factors`, (component, channel), may be NULL, and so may `magnitudes`, those of the terms that coefficients are sums of. */
+static int fill_is_right(const float *received, const float *coefficients, const float *magnitudes, const float *factors,
+                         const fe_grid *grid, fe_layout layout, double scale) {
     for (int64_t n = 0; n < grid->images; n++)
         for (int64_t c = 0; c < grid->channels; c++)
             for (int64_t h = 0; h < grid->height; h++)
@@ -118,11 +118,11 @@ static int fill_is_right(const float *received, const float *coefficients, const
                         if (row < 0 || column < 0 || row >= grid->patches[0] * grid->window[0] ||
                             column >= grid->patches[1] * grid->window[1])
                             break;
-                        double value = coefficients[sum_at(grid, layout, u, n, row / grid->window[0],
-                                                           column / grid->window[1], c)];
-                        value *= scale * (factors ? factors[u * grid->channels + c] : 1.0);
+                        int64_t at = sum_at(grid, layout, u, n, row / grid->window[0], column / grid->window[1], c);
+                        double factor = scale * (factors ? factors[u * grid->channels + c] : 1.0);
+                        double value = factor * coefficients[at];
                         expected += value * basis(grid, u, row % grid->window[0], column % grid->window[1]);
-                        magnitude += fabs(value);
+                        magnitude += magnitudes ? fabs(factor * magnitudes[at]) : fabs(value);
                     }
                     if (!near(received[map_at(grid, layout, n, c, h, w)], expected, magnitude))
                         return 0;
@@ -207,11 +207,11 @@ static void check(fe_isa isa, fe_layout layout, const shape *s) {
     memcpy(means, out, (size_t)points * sizeof *means);
 
     fe_patch_fill(isa, guarded(out, cells), means, &x, layout, 0.25f);
-    if (!fill_is_right(out, means, NULL, &x, layout, 0.25) || !is_intact(out, cells))
+    if (!fill_is_right(out, means, NULL, NULL, &x, layout, 0.25) || !is_intact(out, cells))
         fail("fill", isa, layout, s);
 
     fe_depthwise_backward(isa, guarded(out, cells), gram, grad, sums, tap_sums, &y, &x, layout, 0.5f);
-    if (!fill_is_right(out, means, tap_sums, &x, layout, 0.5) || !is_intact(out, cells))
+    if (!fill_is_right(out, means, NULL, tap_sums, &x, layout, 0.5) || !is_intact(out, cells))
         fail("depthwise grad_x", isa, layout, s);
     if (!gram_is_right(&y, layout, 0.5))
         fail("depthwise gram", isa, layout, s);
@@ -239,7 +239,7 @@ static void plain_sgemm(const char *transa, const char *transb, const int *m, co
         }
 }
 
-static float scratch[MOST + CANARY], products[MOST], conv_gram[MOST + CANARY];
+static float scratch[MOST + CANARY], products[MOST], magnitudes[MOST], conv_gram[MOST + CANARY];
 
 /* Whether a convolution's gram of `outputs` outputs is the products of its means and sums. */
 static int conv_gram_is_right(const fe_grid *y, const fe_grid *x) {
@@ -275,10 +275,16 @@ static void check_conv(fe_isa isa, const shape *s, fe_slabs slabs) {
         const float one = 1.0f, none = 0.0f;
         plain_sgemm("N", "N", &m, &n, &k, &one, tap_sums + u * k * m, &m, means + u * points * k, &k, &none,
                     products + u * points * m, &m);
+        for (int64_t at = 0; at < points * m; at++) {
+            double magnitude = 0.0;
+            for (int64_t o = 0; o < k; o++)
+                magnitude += fabs((double)means[u * points * k + at / m * k + o] * (double)tap_sums[(u * k + o) * m + at % m]);
+            magnitudes[u * points * m + at] = (float)magnitude;
+        }
     }
     fe_conv_maps maps = {guarded(out, cells), guarded(conv_gram, grams), grad, sums, tap_sums};
     fe_conv_backward(isa, plain_sgemm, &maps, &y, &x, slabs, guarded(scratch, floats));
-    if (!fill_is_right(out, products, NULL, &x, FE_CHANNELS_LAST, 1.0) || !is_intact(out, cells))
+    if (!fill_is_right(out, products, magnitudes, NULL, &x, FE_CHANNELS_LAST, 1.0) || !is_intact(out, cells))
         fail("convolution grad_x", isa, FE_CHANNELS_LAST, s);
     if (!conv_gram_is_right(&y, &x) || !is_intact(conv_gram, grams) || !is_intact(scratch, floats))
         fail("convolution gram", isa, FE_CHANNELS_LAST, s);

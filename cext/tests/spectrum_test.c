@@ -73,9 +73,10 @@ static void cut(tiles *of, const shape *s) {
         int64_t half = (s->window[axis] + 1) / 2, highest = s->highest[axis];
         for (int64_t h = 0; h < half; h++)
             for (int64_t f = 0; f <= highest; f++) {
-                of->waves[axis][f * half + h] = (float)cos((double)f * place(s, axis, h));
+                float *waves = of->waves[axis] + h * (2 * highest + 1);
+                waves[f] = (float)cos((double)f * place(s, axis, h));
                 if (f)
-                    of->waves[axis][(highest + f) * half + h] = (float)sin((double)f * place(s, axis, h));
+                    waves[highest + f] = (float)sin((double)f * place(s, axis, h));
             }
     }
     int64_t kept = 0;
@@ -237,6 +238,8 @@ static void check(fe_isa isa, const shape *s, uint64_t *state) {
         fail("map split otherwise", isa, s);
 }
 
+#include "spectral_backward.h"
+
 static void refuse(const char *what, const fe_tiling *tiling) {
     if (!fe_tiling_is_valid(tiling))
         return;
@@ -289,6 +292,9 @@ int main(void) {
     for (int isa = FE_SERIAL; isa <= (int)ceiling; isa++)
         for (size_t i = 0; fe_isa_available((fe_isa)isa) && i < sizeof shapes / sizeof *shapes; i++)
             check((fe_isa)isa, &shapes[i], &state);
+    for (int isa = FE_SERIAL; isa <= (int)ceiling; isa++)
+        if (fe_isa_available((fe_isa)isa))
+            check_backward((fe_isa)isa, &state);
     check_what_is_refused();
     printf("%d failures\n", failures);
     return failures != 0;

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from flower_edge.gossip.codec import Vector
 from flower_edge.gossip.mixer import Mixer
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.gossip.robust import named_mixer
@@ -64,7 +65,7 @@ class NodeConfig:
     listen: str
     members: tuple[Member, ...]
     identity: Identity | None
-    mixer: Mixer
+    mixer: Mixer[Vector]
     settings: PeerSettings
     state: Path | None
     result: Path | None

@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from flower_edge.cli.callables import named_callable
 from flower_edge.cli.files import check_target, write_whole
+from flower_edge.cli.profile_energy import measure_step, print_energy
 from flower_edge.cli.profile_tables import print_profile
 from flower_edge.cli.screen import output, progress_bar, say
 
@@ -70,19 +71,18 @@ def profile(
             made = _model(model)
             _check_runs(made, model, sizes, tokens)
             trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
+            stepper = _optimizer(optimizer, trained) if trained else None
+            batch = _inputs(sizes, tokens)
             with progress_bar("first step") as progress:
                 measured = profiled(
-                    made,
-                    (_inputs(sizes, tokens), None),
-                    _loss,
-                    optimizer=_optimizer(optimizer, trained) if trained else None,
-                    repeats=repeats,
-                    progress=progress,
+                    made, (batch, None), _loss, optimizer=stepper, repeats=repeats, progress=progress
                 )
+            energy = measure_step(lambda: _step(made, batch, stepper))
     finally:
         torch.set_num_threads(before)
     console = output()
     print_profile(console, measured)
+    print_energy(console, measured, energy)
     if out is not None:
         write_whole(out, (measured.to_json() + "\n").encode(), force=force)
         say(console, f"Written to {out}.", "dim")
@@ -122,6 +122,12 @@ def _optimizer(kind: str, parameters: "list[nn.Parameter]") -> Any:
     if kind == "adam":
         return torch.optim.Adam(parameters, lr=0.0)
     return torch.optim.SGD(parameters, lr=0.0, momentum=0.9 if kind == "momentum" else 0.0)
+
+
+def _step(made: "nn.Module", batch: "Tensor", optimizer: Any) -> None:
+    optimizer.zero_grad()
+    _loss(made(batch), None).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
 
 
 def _inputs(sizes: tuple[int, ...], tokens: int | None) -> "Tensor":

@@ -10,6 +10,8 @@ from typer.core import TyperGroup
 
 import flower_edge
 from flower_edge.cli.certs import certs
+from flower_edge.cli.doctor import doctor
+from flower_edge.cli.meter import energy
 from flower_edge.cli.node import node
 from flower_edge.cli.profile import profile
 from flower_edge.cli.screen import complain
@@ -58,6 +60,8 @@ app = typer.Typer(
 app.add_typer(topology, name="topology")
 app.add_typer(certs, name="certs")
 app.command()(profile)
+app.command()(energy)
+app.command()(doctor)
 app.command()(node)
 
 

@@ -4,8 +4,12 @@ A node needs numpy alone to load a `GossipPlan` and to mix. Making a plan needs 
 """
 
 from flower_edge.gossip.bilevel import full_graph_plan, optimize
+from flower_edge.gossip.choco import ChocoSGD
 from flower_edge.gossip.choice import Candidate, Choice
 from flower_edge.gossip.codec import ArraySpec, Layout
+from flower_edge.gossip.compressed import CompressedMixer, DeepSqueeze, PlainQuantised
+from flower_edge.gossip.compressor import BFloat16, Codec, CodecError, Compressor, Float32
+from flower_edge.gossip.consensus_step import consensus_step
 from flower_edge.gossip.contraction import asymptotic_contraction, contraction
 from flower_edge.gossip.convergence import Convergence
 from flower_edge.gossip.delta import TapDelta
@@ -29,15 +33,18 @@ from flower_edge.gossip.graph import (
     torus,
 )
 from flower_edge.gossip.learned import learned_cycle
+from flower_edge.gossip.link_choco import LinkChoco
 from flower_edge.gossip.matcha import Matcha, matcha
 from flower_edge.gossip.matchings import cyclic_matchings, matchings, random_matchings, with_pauses
 from flower_edge.gossip.mixer import DPSGD, Mixer
 from flower_edge.gossip.phase import Phase
 from flower_edge.gossip.plan import GossipPlan
+from flower_edge.gossip.quantise import Int4, Int8
 from flower_edge.gossip.radio import WAVELAN_2MBIT, PacketEnergy, Radio, RadioEnergy
 from flower_edge.gossip.rationed import rationed_schedule
 from flower_edge.gossip.regular_graphs import RegularGraph, ramanujan
 from flower_edge.gossip.robust import ClippedGossip, TrimmedMean
+from flower_edge.gossip.sparse import SignNorm, TopK
 from flower_edge.gossip.sparsify import Pruned, choose_links, prune
 from flower_edge.gossip.transmissions import Transmissions, expected_transmissions
 from flower_edge.gossip.weights import metropolis_hastings, mixing_matrix
@@ -46,24 +53,38 @@ __all__ = [
     "DPSGD",
     "WAVELAN_2MBIT",
     "ArraySpec",
+    "BFloat16",
     "BroadcastEnergy",
     "Candidate",
+    "ChocoSGD",
     "Choice",
     "ClippedGossip",
+    "Codec",
+    "CodecError",
+    "CompressedMixer",
+    "Compressor",
     "Convergence",
+    "DeepSqueeze",
     "EnergyModel",
     "Fastest",
+    "Float32",
     "GossipPlan",
+    "Int4",
+    "Int8",
     "Layout",
+    "LinkChoco",
     "Matcha",
     "Mixer",
     "PacketEnergy",
     "Phase",
+    "PlainQuantised",
     "Pruned",
     "Radio",
     "RadioEnergy",
     "RegularGraph",
+    "SignNorm",
     "TapDelta",
+    "TopK",
     "Transmissions",
     "TrimmedMean",
     "UnicastEnergy",
@@ -72,6 +93,7 @@ __all__ = [
     "base_k",
     "choose_links",
     "complete",
+    "consensus_step",
     "contraction",
     "cyclic_disagreement",
     "cyclic_matchings",

@@ -1,16 +1,20 @@
 """Gossip algorithms, seen from one node."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from flower_edge.gossip.codec import Vector
 from flower_edge.kernels import mix
 
+Message = TypeVar("Message")
+State: TypeAlias = dict[str, npt.NDArray[Any]]
 
-class Mixer(ABC):
+
+class Mixer(ABC, Generic[Message]):
     """One node's side of a gossip algorithm.
 
     A board runs one; a hosted simulation runs one per node, with the same result. A mixer knows no
@@ -39,25 +43,34 @@ class Mixer(ABC):
     def __init__(self, node: int) -> None:
         self.node = node
 
-    def check(self, row: Mapping[int, float], received: Mapping[int, Vector]) -> None:
-        """Raise the KeyError of `mix` if the row or what was received is not for this node."""
-        if self.node not in row:
-            raise KeyError(f"the row has weights for nodes {sorted(row)}, none for node {self.node} itself")
-        if strangers := received.keys() - row.keys():
-            raise KeyError(
-                f"received models from {sorted(strangers)}; node {self.node} mixes with {sorted(row)}"
-            )
+    @property
+    def codec_name(self) -> str:
+        """What both ends of a link have to agree on: in which codec messages are."""
+        return "fp32"
 
     @abstractmethod
-    def outgoing(self, model: Vector) -> Vector:
-        """Return what this node sends to every neighbour of the round, for its locally trained `model`."""
+    def outgoing(self, model: Vector, neighbours: Collection[int]) -> dict[int, Message]:
+        """Return what this node sends to each neighbour of the round.
+
+        Parameters
+        ----------
+        model : ndarray of float32, shape (d,)
+            This node's model after its local training.
+        neighbours : collection of int
+            Who shall hear of it. Whether they did shows in the `mix` that follows.
+
+        Returns
+        -------
+        dict of int to Message
+            A vector, which travels as fp32, or the bytes that travel. Often the same object for all.
+        """
 
     @abstractmethod
     def mix(
         self,
         model: Vector,
         row: Mapping[int, float],
-        received: Mapping[int, Vector],
+        received: Mapping[int, Message],
         out: Vector | None = None,
     ) -> Vector:
         """Average this node's model with what arrived from its neighbours.
@@ -68,9 +81,9 @@ class Mixer(ABC):
             This node's model after its local training.
         row : mapping of int to float
             This node's row of W(t): the weight of every neighbour and of the node itself; it sums to one.
-        received : mapping of int to ndarray of float32, shape (d,)
-            The neighbours' `outgoing` of this round. The weight of a neighbour that is not there returns to
-            this node.
+        received : mapping of int to Message
+            The neighbours' `outgoing` to this node of this round. The weight of a neighbour that is not there
+            returns to this node.
         out : ndarray of float32, shape (d,), optional
             Where to write; may be `model`. A new vector by default.
 
@@ -83,10 +96,40 @@ class Mixer(ABC):
         ------
         KeyError
             If `row` has no entry for the node itself, or `received` one for a node that is no neighbour.
+        ValueError
+            If a message is none of this algorithm, codec and model. Nothing has changed then.
         """
 
+    def state(self) -> State:
+        """Return what is remembered from one round to the next, as arrays by name; nothing by default.
 
-class DPSGD(Mixer):
+        The arrays are the mixer's own: to be written away, not changed.
+        """
+        return {}
+
+    def restore(self, state: State) -> None:
+        """Take over what `state` returned at the end of some round.
+
+        Raises
+        ------
+        ValueError
+            If it is not what this mixer remembers. The mixer is then what it was.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} remembers nothing, received {sorted(state)}")
+
+    def present(self, row: Mapping[int, float], received: Collection[int]) -> list[int]:
+        """Return the neighbours of a row from which something arrived; parameters and errors as in `mix`."""
+        if self.node not in row:
+            raise KeyError(f"the row has weights for nodes {sorted(row)}, none for node {self.node} itself")
+        if strangers := set(received) - row.keys():
+            raise KeyError(
+                f"received models from {sorted(strangers)}; node {self.node} mixes with {sorted(row)}"
+            )
+        return [j for j in row if j in received and j != self.node]
+
+
+class DPSGD(Mixer[Vector]):
     """Decentralised parallel SGD: x_i ← Σ_j W_ij (x_j − η g_j) (Lian et al., NeurIPS 2017, Algorithm 1).
 
     The local step comes first; what is mixed, and sent, is the trained model.
@@ -95,9 +138,9 @@ class DPSGD(Mixer):
     separable = True
     memoryless = True
 
-    def outgoing(self, model: Vector) -> Vector:
-        """Return the trained model itself."""
-        return model
+    def outgoing(self, model: Vector, neighbours: Collection[int]) -> dict[int, Vector]:
+        """Return the trained model itself, for each."""
+        return dict.fromkeys(neighbours, model)
 
     def mix(
         self,
@@ -107,8 +150,7 @@ class DPSGD(Mixer):
         out: Vector | None = None,
     ) -> Vector:
         """Return the weighted average of `model` and `received`; see `Mixer.mix`."""
-        self.check(row, received)
-        neighbours = [j for j in row if j in received and j != self.node]
+        neighbours = self.present(row, received)
         # What is not given away stays here: absent neighbours' weight included, and the sum is one whatever
         # was rounded.
         own_weight = 1.0 - sum(row[j] for j in neighbours)

@@ -1,7 +1,7 @@
 """Mixers for fleets in which some nodes may send anything."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class ClippedGossip(DPSGD):
         out: Vector | None = None,
     ) -> Vector:
         """Return the model moved towards its neighbours', but by no more than the radius; see `Mixer.mix`."""
-        self.check(row, received)
+        self.present(row, received)
         distances = {j: _distance(vector, model) for j, vector in received.items()}
         radius = float(np.median(list(distances.values()) or [0.0])) if self.radius is None else self.radius
         # A clipped model lies on the way from this node's to the neighbour's: its weight shrinks instead.
@@ -57,7 +57,7 @@ class ClippedGossip(DPSGD):
         return super().mix(model, scaled, received, out)
 
 
-class TrimmedMean(Mixer):
+class TrimmedMean(Mixer[Vector]):
     """Of each element, the mean of what is left without the extremes (BRIDGE-T, Fang, Yang, Bajwa, 2022).
 
     The `trim` largest and the `trim` smallest of the neighbours' values are left out, one by one for each
@@ -86,9 +86,9 @@ class TrimmedMean(Mixer):
             raise ValueError(f"trim is {trim}; expected at least 1")
         self.trim = trim
 
-    def outgoing(self, model: Vector) -> Vector:
-        """Return the trained model itself."""
-        return model
+    def outgoing(self, model: Vector, neighbours: Collection[int]) -> dict[int, Vector]:
+        """Return the trained model itself, for each."""
+        return dict.fromkeys(neighbours, model)
 
     def mix(
         self,
@@ -98,7 +98,7 @@ class TrimmedMean(Mixer):
         out: Vector | None = None,
     ) -> Vector:
         """Return the trimmed mean; see `Mixer.mix`."""
-        self.check(row, received)
+        self.present(row, received)
         out = np.empty_like(model) if out is None else out
         kept = len(received) - 2 * self.trim
         if kept <= 0:
@@ -113,11 +113,11 @@ class TrimmedMean(Mixer):
         return out
 
 
-ROBUST: Mapping[str, Callable[[int], Mixer]] = {"clip": ClippedGossip, "trim": TrimmedMean}
+ROBUST: Mapping[str, Callable[[int], Mixer[Vector]]] = {"clip": ClippedGossip, "trim": TrimmedMean}
 """By the name that strategies and config files know them by."""
 
 
-def named_mixer(robust: str | None) -> Callable[[int], Mixer]:
+def named_mixer(robust: str | None) -> Callable[[int], Mixer[Vector]]:
     """Return what makes a node's mixer: `DPSGD` for None, else the robust one of that name.
 
     Raises

@@ -15,6 +15,12 @@ from flower_edge.kernels._patches_reference import (
     patch_means_reference,
     patch_sums_reference,
 )
+from flower_edge.kernels._quantised_range_evonorm import (
+    quantised_range_evonorm,
+    quantised_range_evonorm_backward,
+)
+from flower_edge.kernels._range_evonorm import range_evonorm, range_evonorm_backward
+from flower_edge.kernels._range_evonorm_calls import NormGradients
 from flower_edge.kernels._sign_bits import (
     mask_by_bits,
     mask_by_bits_reference,
@@ -31,6 +37,7 @@ from flower_edge.kernels._taps import (
 
 __all__ = [
     "Explanation",
+    "NormGradients",
     "available_isas",
     "collapse_taps",
     "collapse_taps_reference",
@@ -49,6 +56,10 @@ __all__ = [
     "patch_means_reference",
     "patch_sums",
     "patch_sums_reference",
+    "quantised_range_evonorm",
+    "quantised_range_evonorm_backward",
+    "range_evonorm",
+    "range_evonorm_backward",
     "relu_bits",
     "relu_bits_",
     "relu_bits_reference",

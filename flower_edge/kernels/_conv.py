@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _SLAB_FLOATS = 1 << 17
 # Products of fewer patches spend their time on packing the weight.
 _LEAST_POINTS = 256
+# Columns of a packed matrix are rounded up to a multiple of it.
+_PANEL = 32
 # Operations that are worth a thread.
 _WORTH_A_THREAD = 2e6
 
@@ -192,8 +194,9 @@ def _plan(
     pieces = max(1, min(threads, rows, int(operations / _WORTH_A_THREAD)))
     points = max(_LEAST_POINTS, _SLAB_FLOATS // max(1, components * (outputs + inputs)))
     slab_rows = max(1, min(points // patches[1], -(-rows // pieces)))
-    a_slab = slab_rows * patches[1] * (outputs + inputs)
-    scratch = components * (pieces * a_slab + (pieces - 1) * outputs * inputs)
+    columns = -(-inputs // _PANEL) * _PANEL
+    a_slab = slab_rows * patches[1] * (outputs + columns)
+    scratch = components * pieces * (a_slab + outputs * columns)
     # Of few sizes, so that layers share them.
     return _Plan(cut, x_cut, stride, pieces, slab_rows, 1 << (scratch - 1).bit_length())
 

@@ -13,7 +13,14 @@ from flower_edge.kernels import _threads
 OVERRIDE = "FLOWER_EDGE_ISA"
 
 # What runs in place of each kernel family where the extension is missing.
-_TWINS = {"mix": "numpy", "gradient_filter": "torch", "sign_bits": "torch", "spectrum": "torch"}
+_TWINS = {
+    "mix": "numpy",
+    "gradient_filter": "torch",
+    "sign_bits": "torch",
+    "spectrum": "torch",
+    "int8": "torch",
+    "range_evonorm": "torch",
+}
 
 
 def _load() -> tuple[ModuleType | None, str]:

@@ -45,8 +45,8 @@ class Tiling:
     points : int
         Windows of all images.
     tables : tuple of bytes
-        What the extension takes: float32 cosines and sines along height and along width, at the first half of
-        a window's cells; and the frequencies as signed bytes.
+        What the extension takes: float32 cosines and sines along height and along width, for each of the
+        first half of a window's cells; and the frequencies as signed bytes.
     numbers : tuple of int
         What else it takes, in its order.
     """
@@ -86,7 +86,7 @@ class Tiling:
         angles = (2 * math.pi / self.period[axis]) * np.outer(
             np.arange(self.highest[axis] + 1), self.places(axis)[:half]
         )
-        return np.concatenate([np.cos(angles), np.sin(angles[1:])]).astype(np.float32).tobytes()
+        return np.concatenate([np.cos(angles), np.sin(angles[1:])]).T.astype(np.float32).tobytes()
 
 
 @lru_cache(maxsize=4096)

@@ -97,7 +97,7 @@ class PeerSession:
         run: str,
         listen: str,
         identity: Identity | None,
-        mixer: Mixer | None = None,
+        mixer: Mixer[Vector] | None = None,
         codec: Codec | None = None,
         settings: PeerSettings | None = None,
         state: Path | None = None,
@@ -253,10 +253,9 @@ class PeerSession:
         self, round: int, row: Row, trained: Vector
     ) -> tuple[dict[int, Vector], dict[int, Vector]]:
         """Return the neighbours' models that count, and those that may."""
-        payload = self._codec.encode(self._mixer.outgoing(trained))
-        frames = list(model_frames(self._run, self.node, round, self._codec.name, payload))
         others = _others(row, self.node)
-        found = await asyncio.gather(*(self._fleet[j].exchange(round, frames) for j in others))
+        frames = self._frames(round, self._mixer.outgoing(trained, others))
+        found = await asyncio.gather(*(self._fleet[j].exchange(round, frames[j]) for j in others))
         counted: dict[int, Vector] = {}
         doubtful: dict[int, Vector] = {}
         for j, (outcome, model) in zip(others, found, strict=True):
@@ -268,6 +267,17 @@ class PeerSession:
             if model is not None and outcome is not Outcome.FAILED:
                 (counted if outcome is Outcome.COUNTED else doubtful)[j] = model
         return counted, doubtful
+
+    def _frames(self, round: int, outgoing: Mapping[int, Vector]) -> dict[int, list[bytes]]:
+        """Return what goes to each neighbour; what is the same for several is encoded once."""
+        encoded: dict[int, list[bytes]] = {}
+        for vector in outgoing.values():
+            if id(vector) not in encoded:
+                payload = self._codec.encode(vector)
+                encoded[id(vector)] = list(
+                    model_frames(self._run, self.node, round, self._codec.name, payload)
+                )
+        return {j: encoded[id(vector)] for j, vector in outgoing.items()}
 
     def _remember(
         self,

@@ -11,13 +11,16 @@ from flower_edge.training.choice import Choice
 from flower_edge.training.elastic import ElasticTrainer
 from flower_edge.training.frozen_norm import FrozenNorm
 from flower_edge.training.gradient_filter import GradientFilter
+from flower_edge.training.int8 import Int8Training
 from flower_edge.training.kept_profiles import kept_profile
-from flower_edge.training.layers import EdgeConv2d
+from flower_edge.training.layers import EdgeConv2d, EdgeLinear
 from flower_edge.training.lean_activations import LeanActivations
 from flower_edge.training.memory import SavedBytes, saved_bytes
 from flower_edge.training.paths import LayerPath, Paths, explain
 from flower_edge.training.prepare import prepare_, restore_
 from flower_edge.training.profile import Profile, profile
+from flower_edge.training.range_evonorm import RangeEvoNorm
+from flower_edge.training.replace_batchnorm import replace_batchnorm_
 from flower_edge.training.rule import Method, ModelMethod, Rule
 from flower_edge.training.selection import BackwardBudget, Selection, select_tensors
 from flower_edge.training.where import all_but_stem, last
@@ -29,10 +32,12 @@ __all__ = [
     "Choice",
     "Deadline",
     "EdgeConv2d",
+    "EdgeLinear",
     "ElasticTrainer",
     "Energy",
     "FrozenNorm",
     "GradientFilter",
+    "Int8Training",
     "LayerPath",
     "LeanActivations",
     "Memory",
@@ -40,6 +45,7 @@ __all__ = [
     "ModelMethod",
     "Paths",
     "Profile",
+    "RangeEvoNorm",
     "Rule",
     "SavedBytes",
     "Selection",
@@ -52,6 +58,7 @@ __all__ = [
     "last",
     "prepare_",
     "profile",
+    "replace_batchnorm_",
     "restore_",
     "saved_bytes",
     "select_tensors",

@@ -1,4 +1,4 @@
-"""Whether a layer's filtered backward pass is faster than its exact one, by the clock."""
+"""Whether a method is faster than torch's exact way for a layer, by the clock."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _LEAST_REPEATS = 2
 # at these uses of what is known.
 _LATER_LOOKS = (16, 128)
 _CLOSE = 1.5
-# Of two that take about as long, filtering needs less memory.
+# Of two that take about as long, the method needs less memory.
 _MARGIN = 0.95
 
 
@@ -32,23 +32,24 @@ class Measurement:
     Attributes
     ----------
     exact_seconds : float
-        Torch's backward pass of the convolution.
-    filtered_seconds : float
-        Sums over patches in the forward pass, and the filtered backward pass.
+        Torch's own way; for gradient filtering, the backward pass of the convolution.
+    method_seconds : float
+        The method's; for gradient filtering, sums over patches in the forward pass and the filtered backward
+        pass.
     """
 
     exact_seconds: float
-    filtered_seconds: float
+    method_seconds: float
 
     @property
     def exact_is_faster(self) -> bool:
-        """Tell whether filtering does not pay: the exact pass takes at least a twentieth less time."""
-        return self.exact_seconds < _MARGIN * self.filtered_seconds
+        """Tell whether the method does not pay: the exact way takes at least a twentieth less time."""
+        return self.exact_seconds < _MARGIN * self.method_seconds
 
     @property
     def is_close(self) -> bool:
-        """Tell whether the decision is for the exact pass, or might have been on a busier machine."""
-        return self.exact_seconds < _CLOSE * self.filtered_seconds
+        """Tell whether the decision is for the exact way, or might have been on a busier machine."""
+        return self.exact_seconds < _CLOSE * self.method_seconds
 
     def with_repeats(self, more: "Measurement") -> "Measurement":
         """Take more repeats into account.
@@ -64,7 +65,7 @@ class Measurement:
             The least of both, for each path.
         """
         return Measurement(
-            min(self.exact_seconds, more.exact_seconds), min(self.filtered_seconds, more.filtered_seconds)
+            min(self.exact_seconds, more.exact_seconds), min(self.method_seconds, more.method_seconds)
         )
 
 
@@ -109,12 +110,32 @@ def measured(x: Tensor, weight: Tensor, conv: "ConvFilter") -> Measurement | Non
         *(_ops.is_channels_last(x), _ops.is_channels_last(weight), x.dtype, x.device),
         *(torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
     )
+    return looked_up(key, x, lambda: _measure(x, weight, conv))
+
+
+def looked_up(key: tuple[object, ...], x: Tensor, measure: Callable[[], Measurement]) -> Measurement | None:
+    """Look up what is known of a layer, or measure it where nothing is or it is time for another look.
+
+    Parameters
+    ----------
+    key : tuple
+        All that the times depend on.
+    x : Tensor
+        The input.
+    measure : callable
+        Measures both ways.
+
+    Returns
+    -------
+    Measurement or None
+        As of :func:`measured`.
+    """
     record = _known.get(key)
     if record is not None and not record.count_use():
         return record.measurement
     if type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta:
         return None if record is None else record.measurement
-    found = _measure(x, weight, conv)
+    found = measure()
     if record is None:
         record = _known[key] = _Record(found)
         record.count_use()
@@ -139,11 +160,29 @@ def _measure(x: Tensor, weight: Tensor, conv: "ConvFilter") -> Measurement:
             sums = _filter_ops.saved(x, grad.shape, weight.shape, conv) if needs[1] else None
             return _filter_ops.backward(grad, weight, sums, x.shape, conv, channels_last, needs[0])
 
-        times: list[tuple[float, float]] = []
-        spent = 0.0
-        while len(times) < _LEAST_REPEATS or (spent < _ENOUGH_SECONDS and len(times) < _MOST_REPEATS):
-            times.append((_seconds(exact, x.device), _seconds(filtered, x.device)))
-            spent += sum(times[-1])
+        return timed(exact, filtered, x.device)
+
+
+def timed(exact: Callable[[], object], method: Callable[[], object], device: torch.device) -> Measurement:
+    """Time both ways side by side, a few times.
+
+    Parameters
+    ----------
+    exact, method : callable
+        The two ways.
+    device : torch.device
+        Where they run.
+
+    Returns
+    -------
+    Measurement
+        The least of the repeats.
+    """
+    times: list[tuple[float, float]] = []
+    spent = 0.0
+    while len(times) < _LEAST_REPEATS or (spent < _ENOUGH_SECONDS and len(times) < _MOST_REPEATS):
+        times.append((_seconds(exact, device), _seconds(method, device)))
+        spent += sum(times[-1])
     return Measurement(*(min(repeats) for repeats in zip(*times, strict=True)))
 
 

@@ -203,7 +203,11 @@ def _backward(
         weight.device,
     )
     grad_x = gram = grad_scale = None
-    unscaled = kernels.collapse_taps(weight, symbols) if needs_x or scale is not None else None
+    # A single tap that passes all is its own sum.
+    alone = components == 1 and tuple(kernel_size) == tuple(stride) == (1, 1)
+    unscaled = None
+    if needs_x or scale is not None:
+        unscaled = weight.reshape(1, *weight.shape[:2]) if alone else kernels.collapse_taps(weight, symbols)
     collapsed = unscaled if unscaled is None or scale is None else unscaled * scale[:, None]
     if groups == grad.shape[1] == x_shape[1]:
         grad_x, gram = kernels.depthwise_filter_backward(
@@ -249,9 +253,12 @@ def _backward(
         # On the few numbers of the gram, where it costs nothing: the weight has a factor of taps more.
         grad_scale = (gram * unscaled).sum((0, 2))
         gram = gram * scale[:, None]
+    grad_weight = grad.new_empty(0)
+    if gram is not None:
+        grad_weight = gram.view(weight.shape) if alone else kernels.spread_taps(gram, symbols, weight)
     return (
         grad.new_empty(0) if grad_x is None else grad_x,
-        grad.new_empty(0) if gram is None else kernels.spread_taps(gram, symbols, weight),
+        grad_weight,
         grad.new_empty(0) if grad_scale is None else grad_scale,
     )
 

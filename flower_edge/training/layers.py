@@ -1,4 +1,4 @@
-"""Layers that carry a rule: torch's own, with another backward pass."""
+"""Layers that carry a rule: torch's own, computed in another way."""
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,9 @@ from flower_edge.training._choice import Measurement, measured
 from flower_edge.training._filter_ops import saves_operations
 from flower_edge.training._filtered_conv import ConvFilter, PatchFilter, filtered_conv2d
 from flower_edge.training._folded_conv import Fold, scaled, scaled_conv2d
+from flower_edge.training._int8_conv import Int8Arithmetic, int8_conv2d
+from flower_edge.training._int8_conv import measured as measured_in_8_bits
+from flower_edge.training._int8_ops import Geometry
 from flower_edge.training._ops import autocast_enabled
 from flower_edge.training.rule import Rule
 
@@ -16,7 +19,8 @@ class EdgeConv2d(nn.Conv2d):
     """A convolution that trains by a rule; :func:`flower_edge.training.prepare_` makes it out of `nn.Conv2d`.
 
     Parameters, buffers, hooks and ``state_dict`` are those of `nn.Conv2d`. So is the output, unless the rule
-    folds a normalisation into it. In eval mode, and where no gradient is wanted, the forward pass is all.
+    folds a normalisation into it or computes in 8 bits. In eval mode, and where no gradient is wanted, the
+    forward pass is all.
 
     Attributes
     ----------
@@ -35,8 +39,10 @@ class EdgeConv2d(nn.Conv2d):
     saves_operations: bool = True
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve, exactly; the rule says what the backward pass will do."""
+        """Convolve, exactly or in 8 bits; the rule says what the backward pass will do."""
         way, fold = self.rule.grad_weight, self.rule.forward
+        if isinstance(fold, Int8Arithmetic):
+            return self._in_8_bits(input, fold)
         filters = isinstance(way, PatchFilter) and self.training
         if not filters and not isinstance(fold, Fold):
             return super().forward(input)
@@ -47,6 +53,17 @@ class EdgeConv2d(nn.Conv2d):
         if input.dim() == 3:
             return self._convolved(input[None], scale, bias)[0]
         return self._convolved(input, scale, bias)
+
+    def _in_8_bits(self, input: Tensor, way: Int8Arithmetic) -> Tensor:
+        if not self.training or not self._trains(input, None):
+            return super().forward(input)
+        if input.dim() == 3:
+            return self._in_8_bits(input[None], way)[0]
+        x, padding = self._padded(input)
+        geometry = Geometry(self.stride, padding, self.dilation, self.groups)
+        if not pays_in_8_bits(self, x, self.weight, geometry, way):
+            return super().forward(input)
+        return int8_conv2d(x, self.weight, self.bias, geometry, way)
 
     def _trains(self, input: Tensor, scale: Tensor | None) -> bool:
         trained = self.weight.requires_grad or (scale is not None and scale.requires_grad)
@@ -73,11 +90,7 @@ class EdgeConv2d(nn.Conv2d):
     def _filters(self, x: Tensor, weight: Tensor, conv: ConvFilter, way: PatchFilter) -> bool:
         """Tell whether this step filters, and remember what is known of the times of both ways."""
         compiling = torch.compiler.is_compiling()
-        if not compiling and torch._C._are_functorch_transforms_active():
-            raise RuntimeError(
-                "gradient filtering does not work under the transforms of torch.func (grad, vmap, ...); "
-                "call flower_edge.training.restore_(model) or model.eval() for exact gradients"
-            )
+        _refuse_transforms("gradient filtering")
         if not saves_operations(x.shape, weight.shape, conv):
             self.saves_operations = False
             return False
@@ -107,3 +120,58 @@ def resolved_padding(layer: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]
         total = tuple(d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
         return (total[0] // 2, total[1] // 2), (total[0] % 2, total[1] % 2)
     return (0, 0), (0, 0)
+
+
+class EdgeLinear(nn.Linear):
+    """A linear layer that trains in 8 bits; :func:`prepare_` makes it out of `nn.Linear`.
+
+    Parameters, hooks and ``state_dict`` are those of `nn.Linear`. In eval mode, and where no gradient is
+    wanted, so is the output.
+
+    Attributes
+    ----------
+    rule : Rule
+        How it computes.
+    measurement : Measurement or None
+        What the latest training step knew of the times of both ways.
+    """
+
+    original = nn.Linear
+
+    rule: Rule = Rule()
+    measurement: Measurement | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply, exactly or in 8 bits."""
+        way = self.rule.forward
+        trains = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
+        if not isinstance(way, Int8Arithmetic) or not self.training or not trains or not input.numel():
+            return super().forward(input)
+        # Rows are maps of one cell, and a matrix is a kernel of one tap.
+        x, weight = input.reshape(-1, self.in_features, 1, 1), self.weight[:, :, None, None]
+        geometry = Geometry((1, 1), (0, 0), (1, 1), 1)
+        if not pays_in_8_bits(self, x, weight, geometry, way):
+            return super().forward(input)
+        return int8_conv2d(x, weight, self.bias, geometry, way).reshape(*input.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Describe the layer and its rule."""
+        return f"{super().extra_repr()}, rule=({self.rule})"
+
+
+def pays_in_8_bits(
+    layer: EdgeConv2d | EdgeLinear, x: Tensor, weight: Tensor, geometry: Geometry, way: Int8Arithmetic
+) -> bool:
+    """Tell whether this step computes in 8 bits, and remember what is known of the times of both ways."""
+    _refuse_transforms("training in 8 bits")
+    if way.measured and not torch.compiler.is_compiling():
+        layer.measurement = measured_in_8_bits(x, weight, geometry, way)
+    return not (way.measured and layer.measurement is not None and layer.measurement.exact_is_faster)
+
+
+def _refuse_transforms(what: str) -> None:
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{what} does not work under the transforms of torch.func (grad, vmap, ...); "
+            "call flower_edge.training.restore_(model) or model.eval() for exact gradients"
+        )

@@ -6,30 +6,31 @@ from torch import nn
 
 from flower_edge.training._choice import Measurement
 from flower_edge.training._filtered_conv import PatchFilter
-from flower_edge.training.layers import EdgeConv2d
+from flower_edge.training._int8_conv import Int8Arithmetic
+from flower_edge.training.layers import EdgeConv2d, EdgeLinear
 
 
 @dataclass(frozen=True)
 class LayerPath:
-    """What one prepared layer does in its backward pass.
+    """What one prepared layer does in training.
 
     Attributes
     ----------
     name : str
         Name of the layer in its model.
     path : str
-        "filtered" or "exact".
+        "filtered", "int8" or "exact".
     why : str
         Why this path.
-    exact_seconds, filtered_seconds : float or None
-        Measured times of both; None where nothing has been measured.
+    exact_seconds, method_seconds : float or None
+        Measured times of torch's way and of the method's; None where nothing has been measured.
     """
 
     name: str
     path: str
     why: str
     exact_seconds: float | None
-    filtered_seconds: float | None
+    method_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,19 @@ class Paths:
     def __str__(self) -> str:
         if not self.layers:
             return "no layer is prepared: every backward pass is torch's own"
-        rows = [("layer", "path", "exact", "filtered", "why")]
+        rows = [("layer", "path", "exact", "method", "why")]
         for layer in self.layers:
-            times = _milliseconds(layer.exact_seconds), _milliseconds(layer.filtered_seconds)
+            times = _milliseconds(layer.exact_seconds), _milliseconds(layer.method_seconds)
             rows.append((layer.name, layer.path, *times, layer.why))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
-            f"{name:<{widths[0]}}  {path:<{widths[1]}}  {exact:>{widths[2]}}  {filtered:>{widths[3]}}  {why}"
-            for name, path, exact, filtered, why in rows
+            f"{name:<{widths[0]}}  {path:<{widths[1]}}  {exact:>{widths[2]}}  {method:>{widths[3]}}  {why}"
+            for name, path, exact, method, why in rows
         )
 
 
 def explain(model: nn.Module) -> Paths:
-    """Say for each prepared layer which backward pass it takes, and why.
+    """Say for each prepared layer which way it takes in training, and why.
 
     Parameters
     ----------
@@ -78,14 +79,21 @@ def explain(model: nn.Module) -> Paths:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
-    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, EdgeConv2d))
+    layers = (
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, EdgeConv2d | EdgeLinear)
+    )
     return Paths(tuple(_path(name or "(the model)", layer) for name, layer in layers))
 
 
-def _path(name: str, layer: EdgeConv2d) -> LayerPath:
+def _path(name: str, layer: EdgeConv2d | EdgeLinear) -> LayerPath:
     way, known = layer.rule.grad_weight, layer.measurement
-    seconds = (None, None) if known is None else (known.exact_seconds, known.filtered_seconds)
-    path, why = _decision(layer, way, known)
+    seconds = (None, None) if known is None else (known.exact_seconds, known.method_seconds)
+    if isinstance(way, Int8Arithmetic):
+        path, why = _in_8_bits(layer, way, known)
+    elif isinstance(layer, EdgeConv2d):
+        path, why = _decision(layer, way, known)
+    else:
+        path, why = "exact", "no method sets its gradients"
     return LayerPath(name, path, why, *seconds)
 
 
@@ -101,10 +109,25 @@ def _decision(layer: EdgeConv2d, way: object, known: Measurement | None) -> tupl
         return "filtered", f'{way}, fallback="never"{frozen}'
     if known is None:
         return "filtered", f"{way}, not measured before its first training step{frozen}"
-    gain = known.exact_seconds / known.filtered_seconds
+    gain = known.exact_seconds / known.method_seconds
     if known.exact_is_faster:
         return "exact", f"measured to be {1 / gain:.1f}x as fast as filtering{frozen}"
     return "filtered", f"{way}, measured to be {gain:.1f}x as fast as exact{frozen}"
+
+
+def _in_8_bits(
+    layer: EdgeConv2d | EdgeLinear, way: Int8Arithmetic, known: Measurement | None
+) -> tuple[str, str]:
+    if not layer.training:
+        return "exact", "in eval mode"
+    if not way.measured:
+        return "int8", f'{way}, fallback="never"'
+    if known is None:
+        return "int8", f"{way}, not measured before its first training step"
+    gain = known.exact_seconds / known.method_seconds
+    if known.exact_is_faster:
+        return "exact", f"measured to be {1 / gain:.1f}x as fast as 8 bits"
+    return "int8", f"{way}, measured to be {gain:.1f}x as fast as exact"
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -96,6 +96,28 @@ class Profile:
         """The operations' backward times, added, by the time of the whole backward pass."""
         return math.fsum(o.backward_seconds for o in self.operations) / self.backward_seconds
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a step with exact gradients; counted.
+
+        The gradient of an operation's inputs takes as many as its forward pass, that of its weights, too.
+        """
+        matrices = {tensor.name for tensor in self.tensors if len(tensor.shape) > 1}
+        return sum(
+            o.macs * (1 + bool(o.inputs) + any(use.name in matrices for use in o.tensors))
+            for o in self.operations
+        )
+
+    @property
+    def traffic_bytes(self) -> int:
+        """Bytes that a step moves at least, even if a cache holds all else; counted.
+
+        What is kept for the backward pass is written and read. A trained tensor is read and its gradient
+        written; the optimizer reads both and writes the tensor, and reads and writes its own state.
+        """
+        tensors = sum(5 * tensor.gradient_bytes + 2 * tensor.optimizer_bytes for tensor in self.tensors)
+        return 2 * sum(self.saved_sizes) + tensors
+
     @cached_property
     def graph(self) -> BackwardGraph:
         """The costs as a function of the tensors that are trained.

@@ -200,6 +200,6 @@ def test_layers_that_were_faster_exact_are_counted() -> None:
 
     assert bench.fallen_back(model) == ""
     for layer, exact_seconds in zip(layers, (1.0, 3.0, 1.0), strict=True):
-        layer.measurement = Measurement(exact_seconds, filtered_seconds=2.0)
+        layer.measurement = Measurement(exact_seconds, method_seconds=2.0)
 
     assert bench.fallen_back(model) == ", 2 of 3 layers exact"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kept_runs import checkpoint_digest, keep, kept_at, say
+from benchmarks import kept_runs
+from benchmarks.kept_runs import checkpoint_digest, gather, keep, kept_at, say
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,21 @@ def test_an_outcome_is_there_whole_or_not_at_all() -> None:
 
     assert json.loads(path.read_text()) == {"accuracy": 0.5}
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_gathered_outcomes_are_kept_on_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_runs, "GATHERED", tmp_path / "runs")
+    keep(kept_at("one", [1]), {"accuracy": 0.5})
+    keep(kept_at("one", [2]), {"accuracy": 0.75})
+    (kept_at("one", [1]).parent / "a-profile.json").write_text("{}")
+    gathered = gather("one")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+
+    assert len(gathered.read_text().splitlines()) == 2
+    assert [json.loads(kept_at("one", [run]).read_text())["accuracy"] for run in (1, 2)] == [0.5, 0.75]
+    assert not kept_at("one", [3]).exists()
 
 
 def test_another_checkpoint_has_another_digest() -> None:

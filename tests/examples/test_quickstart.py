@@ -19,7 +19,7 @@ from quickstart.task import Net, elastic, methods
 
 from examples.simulation import LocalFlower
 from flower_edge.clients import Elastic
-from flower_edge.gossip import complete, full_graph_plan, load_graph
+from flower_edge.gossip import Layout, complete, full_graph_plan, load_graph
 from flower_edge.strategies import HostedGossip
 from flower_edge.training import GradientFilter, Time, explain, prepare_
 
@@ -149,6 +149,21 @@ def test_the_run_config_sets_the_budget() -> None:
     assert chosen(0.5) == Elastic(Time(0.5))
     with pytest.raises(ValueError, match=r"the share of Time is 1\.5"):
         chosen(1.5)
+
+
+def test_the_run_config_chooses_the_compression() -> None:
+    for name, fewer in (("int8", 3.8), ("int4", 7), ("sign", 20), ("top-k", 15)):
+        config = CONFIG | {"graph": "ring:5", "strategy": "gossip-full", "compression": name}
+        strategy = make_strategy(config)
+        assert strategy.compressor is not None
+        layout = Layout.of(Net().state_dict())
+        vector, _ = layout.flatten(Net().state_dict())
+        assert len(strategy.compressor.codec(layout).encode(vector)) * fewer < layout.nbytes
+    assert make_strategy(CONFIG | {"graph": "ring:5", "strategy": "gossip-full"}).compressor is None
+    with pytest.raises(ValueError, match="compression is 'zip'; expected one of none, int8"):
+        make_strategy(config | {"compression": "zip"})
+    with pytest.raises(ValueError, match="compression is 'int8', which is for gossip"):
+        make_strategy(config | {"compression": "int8", "strategy": "fedavg"})
 
 
 def test_an_unknown_method_fails_on_the_server_before_any_node_is_asked() -> None:

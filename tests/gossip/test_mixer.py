@@ -11,11 +11,14 @@ from flower_edge.gossip import DPSGD, full_graph_plan, load_graph
 
 def mix_all(plan, models: np.ndarray, server_round: int = 1) -> np.ndarray:
     mixers = [DPSGD(node) for node in range(plan.n)]
-    outgoing = [mixer.outgoing(model) for mixer, model in zip(mixers, models, strict=True)]
     rows = [plan.row(node, server_round) for node in range(plan.n)]
+    outgoing = [
+        mixer.outgoing(model, plan.neighbours(node, server_round))
+        for node, (mixer, model) in enumerate(zip(mixers, models, strict=True))
+    ]
     return np.stack(
         [
-            mixer.mix(models[i], rows[i], {j: outgoing[j] for j in rows[i] if j != i})
+            mixer.mix(models[i], rows[i], {j: outgoing[j][i] for j in rows[i] if j != i})
             for i, mixer in enumerate(mixers)
         ]
     )

@@ -111,6 +111,24 @@ def test_every_division_into_slabs_gives_the_same(
     _conv._plan.cache_clear()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (7, 15), (31, 33), (97, 64), (64, 97), (130, 40)])
+@pytest.mark.parametrize("patch", [1, 2])
+def test_products_of_every_version(isa: str, outputs: int, inputs: int, patch: int) -> None:
+    # More points than a product takes at a time, and of outputs than a tile has.
+    torch.manual_seed(0)
+    grad, sums, taps, x_shape, patches = tensors(3, outputs, inputs, 22 * patch, 19 * patch, patch, 1)
+    given = grad.double(), sums.double(), taps.double()
+    expected = kernels.conv_filter_backward_reference(*given, x_shape, patch, 0, patches)
+    magnitudes = kernels.conv_filter_backward_reference(*(t.abs() for t in given), x_shape, patch, 0, patches)
+    with kernels.use_isa(isa):
+        received = kernels.conv_filter_backward(grad, sums, taps, x_shape, patch, 0, patches)
+    for one, two, magnitude in zip(received, expected, magnitudes, strict=True):
+        assert two is not None
+        assert magnitude is not None
+        assert close(one, two, magnitude)
+
+
 def test_without_blas_whole_maps_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_blas, "_connected", False)
     grad, sums, taps, x_shape, patches = tensors(3, 8, 12, 10, 11, 2, 2)

@@ -11,7 +11,7 @@ from flower_edge.gossip import DPSGD, GossipPlan, UnicastEnergy, full_graph_plan
 from flower_edge.gossip.codec import Layout
 from flower_edge.gossip.energy import BroadcastEnergy
 from flower_edge.strategies.fleet import Fleet
-from flower_edge.strategies.stretches import Stretch, energy, stretches, traffic
+from flower_edge.strategies.stretches import Stretch, energy, stretches
 
 SIZES = {"stem": 3, "steps": 1, "body": 8, "norm": 2, "head": 5}
 MIXED = [name for name in SIZES if name != "steps"]
@@ -120,14 +120,18 @@ def test_neighbouring_arrays_of_the_same_nodes_are_one_stretch() -> None:
 @given(n=st.integers(2, 12), seed=st.integers(0, 2**16))
 def test_traffic_is_counted_array_by_array_and_link_by_link(n: int, seed: int) -> None:
     plan, live, trained = random_round(n, seed)
-    parts = tuple(stretches(Layout.of(arrays()), live, trained))
+    fleet = Fleet(plan, arrays(), DPSGD)
+
+    fleet.mix(1, live, trained)
 
     expected = np.zeros(n, np.int64)
     for i, j in plan.phase(1).links.tolist():
         if i in live and j in live:
             both = sum(4 * SIZES[name] for name in MIXED if name in trained[i] & trained[j])
-            expected[[i, j]] += 2 * both
-    np.testing.assert_array_equal(traffic(plan, 1, parts), expected)
+            expected[[i, j]] += both
+    np.testing.assert_array_equal(fleet.sent, expected)
+    np.testing.assert_array_equal(fleet.received, expected)
+    assert fleet.compression == 1.0
 
 
 @pytest.mark.parametrize("model", [UnicastEnergy, BroadcastEnergy])

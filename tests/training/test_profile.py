@@ -198,6 +198,23 @@ SUBSETS: list[Callable[[str], bool]] = [
 ]
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_s_operations_and_bytes(momentum: float) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(72, 5))
+    model[1].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=momentum)
+    batch = torch.randn(2, 3, 8, 8), torch.tensor([1, 4])
+
+    measured = profile(model, batch, functional.cross_entropy, optimizer=optimizer, repeats=1)
+
+    first, second, head = 2 * 36 * 4 * 27, 2 * 36 * 2 * 4, 2 * 72 * 5
+    # No gradient of the image, and of the second layer's weight alone none is wanted.
+    assert measured.macs == 2 * first + 2 * second + 3 * head
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    saved = saved_bytes(model, batch, functional.cross_entropy).total
+    assert measured.traffic_bytes == 2 * saved + (5 + 2 * bool(momentum)) * trained
+
+
 @pytest.mark.parametrize(
     ("make", "subset"), [(make, subset) for make in (Residual, ViT, Tied) for subset in SUBSETS]
 )

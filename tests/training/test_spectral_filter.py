@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from slow_spectral_filter import gradients, tiles_along
 from torch import Tensor
 
-from flower_edge.kernels import available_isas, use_isa
-from flower_edge.training import _spectral_ops
+from flower_edge.kernels import _spectral_slabs, available_isas, use_isa
 from flower_edge.training._filtered_conv import ConvFilter, filtered_conv2d
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -222,7 +221,7 @@ def test_some_images_at_a_time_give_what_all_at_once_do(monkeypatch, dtype, chan
     whole = run()
     image_bytes = 6 * 11 * 9 * whole[0].element_size()
     for slab_bytes in (1, 2 * image_bytes):
-        monkeypatch.setattr(_spectral_ops, "SLAB_BYTES", slab_bytes)
+        monkeypatch.setattr(_spectral_slabs, "SLAB_BYTES", slab_bytes)
         for mine, theirs in zip(run(), whole, strict=True):
             assert mine.stride() == theirs.stride()
             assert relative(mine, theirs.double()) < (1e-12 if dtype == torch.float64 else 1e-5)

@@ -10,10 +10,29 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from flower_edge.gossip import GossipPlan, UnicastEnergy, full_graph_plan, load_graph, optimize
+from flower_edge.gossip import (
+    Compressor,
+    GossipPlan,
+    Int4,
+    Int8,
+    SignNorm,
+    TopK,
+    UnicastEnergy,
+    full_graph_plan,
+    load_graph,
+    optimize,
+)
 from flower_edge.strategies import HostedGossip
 from quickstart.data import load_dataset
 from quickstart.task import Net, elastic, methods
+
+COMPRESSORS: dict[str, Compressor | None] = {
+    "none": None,
+    "int8": Int8(),
+    "int4": Int4(),
+    "sign": SignNorm(),
+    "top-k": TopK(0.1),
+}
 
 app = ServerApp()
 
@@ -40,16 +59,28 @@ def main(grid: Grid, context: Context) -> None:
 
 def make_strategy(config: dict[str, Any]) -> Strategy:
     """Return the strategy that the run config asks for."""
+    compressor = make_compressor(config)
     if config["strategy"] == "fedavg":
         return UnweightedFedAvg(len(load_graph(config["graph"])), config["evaluate-every"])
     return HostedGossip(
         make_plan(config),
+        compressor=compressor,
         bind_by="partition-id",
         evaluate_every=config["evaluate-every"],
         partial_updates=config["elastic-budget"] > 0,
         resume=config["resume"] or None,
         connect_timeout=30,
     )
+
+
+def make_compressor(config: dict[str, Any]) -> Compressor | None:
+    """Return how what neighbours send becomes few bytes, None for models in fp32."""
+    name = config["compression"]
+    if name not in COMPRESSORS:
+        raise ValueError(f"compression is {name!r}; expected one of {', '.join(COMPRESSORS)}")
+    if name != "none" and config["strategy"] == "fedavg":
+        raise ValueError(f"compression is {name!r}, which is for gossip; FedAvg sends whole models")
+    return COMPRESSORS[name]
 
 
 def make_plan(config: dict[str, Any]) -> GossipPlan:

@@ -1,0 +1,133 @@
+/* What all versions share. */
+#ifndef FLOWER_EDGE_INT8_COMMON_H
+#define FLOWER_EDGE_INT8_COMMON_H
+
+#include "int8.h"
+
+#include <string.h>
+
+#define FE_INLINE static inline __attribute__((always_inline))
+
+enum {
+    /* Rows and vectors of the largest tile that a kernel holds in registers. */
+    MOST_ROWS = 16,
+    MOST_VECTORS = 4,
+    /* Numbers that a lane multiplies at a time, at most. */
+    MOST_GROUP = 8,
+    /* Columns of the widest block of weights. */
+    MOST_COLUMNS = 64,
+    /* Groups whose weights are held in registers. */
+    MOST_CHUNK = 4,
+    /* Rows of a gram that are turned together. */
+    TURNED = 16,
+    /* Pixels that a kernel is given at once. */
+    MOST_PIXELS = 1024,
+    MOST_TAPS = FE_LONGEST_KERNEL * FE_LONGEST_KERNEL,
+    /* Elements whose random numbers come from one run of counters: two from each. */
+    RUN = 32,
+};
+
+/* Pixels of a result, one block of its channels. Products run over `segments` places, and at each over `groups` groups of
+ * numbers that lie side by side. */
+typedef struct {
+    /* Of the version's cells, the first one that a pixel reads; and the numbers from it to the segments. */
+    const void *cells;
+    const int64_t *from;
+    const int64_t *segments;
+    int64_t count, groups;
+    const int8_t *weights;
+    int64_t columns;
+    /* Subtracted from the sums of products, which are then scaled. */
+    const int32_t *shift;
+    const float *scale, *bias;
+    /* Where a pixel's first channel goes. */
+    const int64_t *to;
+    int64_t pixels;
+    float *floats;
+    uint8_t *bytes;
+    fe_rounding rounding;
+    float low, high;
+} tile_job;
+
+/* Rows of a gram, one block of its columns: adds to `sums`, or sets them the first time. */
+typedef struct {
+    const void *cells;
+    const int64_t *from;
+    int64_t rows;
+    const int64_t *segments;
+    int64_t count, groups;
+    const int8_t *errors;
+    int64_t columns;
+    int32_t *sums;
+    /* From one row of sums to the next. */
+    int64_t stride;
+    int is_first;
+} gram_job;
+
+/* Where all copies of the sums lie, and what becomes of them. */
+typedef struct {
+    int64_t copies, copy, stride, halves, half;
+    double scale;
+} gram_sums;
+
+/* One block of columns of a weight. */
+typedef struct {
+    /* For channel i of the result, channel k it is made from and tap t: weight[i * result + k * made + t]. */
+    const float *weight;
+    int64_t result, made, tap;
+    int64_t columns, channels;
+    /* In the order in which kernels go through them. */
+    const int *taps;
+    int64_t count;
+    /* Taps of the kernel, of which these are some. */
+    int64_t places;
+    int8_t *bytes;
+    float *scales;
+    /* For tap t, sums[t * stride + i]. */
+    int32_t *sums;
+    int64_t stride;
+} pack_job;
+
+/* One instruction set's kernels. */
+typedef struct {
+    /* Numbers that a lane multiplies at a time, lanes of a vector, and vectors of a full block of columns. */
+    int64_t group, lanes, vectors;
+    /* Bytes of a number as the kernels read it, and what is flipped in it: its sign, where numbers have one. */
+    int64_t cell;
+    int flip;
+    void (*convolve)(tile_job *job);
+    void (*gram)(const gram_job *job);
+    /* Bytes to cells, one after the other. */
+    void (*cells)(void *to, const uint8_t *from, int64_t count);
+    /* channels x count cells from count x channels: of `from`, pixels lie `step` and channels 1 apart; of `to`, channels lie
+     * `pitch` apart. */
+    void (*planes)(void *to, int64_t pitch, const void *from, int64_t step, int64_t count, int64_t channels);
+    /* Rows of bytes, `step` apart, in groups: to[column][row in group], zeros beyond count and columns. Adds up columns. */
+    void (*interleave)(int8_t *to, const uint8_t *from, int64_t step, int64_t count, int64_t columns, int64_t width,
+                       int32_t *sums);
+    /* grad[column * pitch + row] = scale * (the sum of all copies - shift), which an int32 holds; halves are put together. At
+     * most TURNED rows and MOST_COLUMNS columns, as many of `shift` for each half. */
+    void (*finish)(float *grad, int64_t pitch, const int32_t *sums, const gram_sums *of, int64_t rows, int64_t columns,
+                   const int32_t *shift);
+    int (*pack)(const pack_job *job);
+    /* Both ends are NaN where x is not finite. */
+    void (*range)(float ends[2], const float *x, int64_t count);
+    /* `first` is the position of x[0] in the whole. */
+    void (*quantise)(uint8_t *out, const float *x, int64_t count, int64_t first, const fe_rounding *rounding);
+    void (*halves)(uint8_t *high, uint8_t *low, const float *x, int64_t count, float inverse);
+    void (*dequantise)(float *out, const uint8_t *x, int64_t count, float scale, int zero);
+} int8_version;
+
+/* The kernels that run under this ceiling. */
+const int8_version *fe_int8_version(fe_isa ceiling);
+
+FE_INLINE int64_t ceiling_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+FE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+FE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Lanes that a block of columns takes, from its first column on. */
+FE_INLINE int64_t width_of(const int8_version *version, int64_t columns) {
+    return smaller(ceiling_of(columns, version->lanes), version->vectors) * version->lanes;
+}
+
+#endif

@@ -1,0 +1,351 @@
+#include "range_evonorm.h"
+
+#include "common.h"
+#include "parallel.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "serial.h"
+#if defined(__x86_64__)
+#include "avx2.h"
+#include "avx512.h"
+#elif defined(__aarch64__)
+#include "neon.h"
+#endif
+
+static const norm_version *const kernels[FE_ISA_COUNT] = {
+    [FE_SERIAL] = &version_serial,
+#if defined(__x86_64__)
+    [FE_AVX2] = &version_avx2,
+    [FE_AVX512] = &version_avx512,
+#elif defined(__aarch64__)
+    [FE_NEON] = &version_neon,
+#endif
+};
+
+enum {
+    /* Elements of a map that are worth a thread. */
+    GRAIN = 8192,
+    /* Sums over a sample's pixels: those of norm_sums. */
+    SUMS = 3,
+    /* Of a chunk: floats number them. */
+    MOST_ELEMENTS = 1 << 24,
+};
+
+fe_isa fe_range_evonorm_isa(fe_isa ceiling) {
+    fe_version versions[FE_ISA_COUNT];
+    for (int isa = 0; isa < FE_ISA_COUNT; isa++)
+        versions[isa] = kernels[isa] ? (fe_version)kernels[isa]->normalise : NULL;
+    return fe_isa_choose(ceiling, versions);
+}
+
+int64_t fe_norm_chunks(int64_t pixels) { return least_of(FE_CHUNKS, pixels); }
+
+int fe_range_evonorm_is_valid(const fe_range_evonorm *norm) {
+    int64_t bytes = (int64_t)sizeof(float) * 2 * (FE_CHUNKS + SUMS + 1);
+    const int64_t sizes[] = {norm->samples, norm->pixels, norm->channels, norm->groups};
+    for (int i = 0; i < 4; i++)
+        if (sizes[i] < 1 || (i < 3 && __builtin_mul_overflow(bytes, sizes[i], &bytes)))
+            return 0;
+    return norm->channels % norm->groups == 0 &&
+           (norm->pixels / fe_norm_chunks(norm->pixels) + 1) * norm->channels <= MOST_ELEMENTS;
+}
+
+typedef struct {
+    const fe_range_evonorm *norm;
+    const norm_version *version;
+    const fe_norm_map *x, *y, *grad;
+    void *extremes;
+    float *dx;
+    /* (sample, SUMS, channel), with the sample's scale in them; (sample, 2). */
+    float *sums, *bounds;
+    atomic_int out_of_memory;
+} norm_work;
+
+/* What one thread needs for a sample. */
+typedef struct {
+    /* (chunk, channel), and then as many floats more as a group has channels. */
+    float *most, *least;
+    /* (channel), and (group). */
+    float *gain, *shift, *slope, *number, *scale;
+} scratch;
+
+static void *take_scratch(scratch *of, const fe_range_evonorm *norm) {
+    int64_t channels = norm->channels, rows = fe_norm_chunks(norm->pixels) * channels + channels / norm->groups;
+    float *memory = calloc((size_t)(2 * rows + 4 * channels + norm->groups), sizeof *memory);
+    if (!memory)
+        return NULL;
+    of->most = memory;
+    of->least = of->most + rows;
+    of->gain = of->least + rows;
+    of->shift = of->gain + channels;
+    of->slope = of->shift + channels;
+    of->number = of->slope + channels;
+    of->scale = of->number + channels;
+    for (int64_t c = 0; c < channels; c++)
+        of->number[c] = (float)c;
+    return memory;
+}
+
+static span chunk_of(int64_t pixels, int64_t chunk) {
+    int64_t chunks = fe_norm_chunks(pixels);
+    return (span){chunk * pixels / chunks, (chunk + 1) * pixels / chunks};
+}
+
+static fe_norm_map of_sample(const fe_norm_map *map, int64_t at) {
+    fe_norm_map sample = *map;
+    if (map->bytes)
+        sample.bytes += at;
+    else
+        sample.floats += at;
+    return sample;
+}
+
+static norm_job job_of(const norm_work *work, int64_t sample, const scratch *of) {
+    const fe_range_evonorm *norm = work->norm;
+    int64_t at = sample * norm->pixels * norm->channels;
+    norm_job job = {
+        .pixels = norm->pixels,
+        .channels = norm->channels,
+        .groups = norm->groups,
+        .x = of_sample(work->x, at),
+        /* Without an activation the gate is 1 whatever x is. */
+        .offset = norm->v ? 0.5f : 1.0f,
+        .gain = of->gain,
+        .shift = of->shift,
+        .slope = of->slope,
+        .number = of->number,
+    };
+    return job;
+}
+
+static float extreme(const norm_work *work, int64_t sample, int64_t chunk, int64_t group, int which) {
+    const fe_range_evonorm *norm = work->norm;
+    int64_t at = ((sample * fe_norm_chunks(norm->pixels) + chunk) * norm->groups + group) * 2 + which;
+    return work->x->bytes ? (float)((const uint8_t *)work->extremes)[at] : ((const float *)work->extremes)[at];
+}
+
+/* s of a group; NaN where a chunk has nothing but NaNs. */
+static float scale_of(const norm_work *work, int64_t sample, int64_t group) {
+    int64_t chunks = fe_norm_chunks(work->norm->pixels);
+    double range = 0.0;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        float most = extreme(work, sample, chunk, group, MAXIMUM), least = extreme(work, sample, chunk, group, MINIMUM);
+        if (!(most >= least))
+            return __builtin_nanf("");
+        range += (double)most - (double)least;
+    }
+    range *= (double)work->x->scale / (double)chunks;
+    return (float)(1.0 / (range * (double)work->norm->factor + (double)work->norm->eps));
+}
+
+/* Sets the channels' numbers: gain is weight * s * factor. */
+static void set_channels(const norm_work *work, int64_t sample, float factor, const scratch *of) {
+    const fe_range_evonorm *norm = work->norm;
+    int64_t per_group = norm->channels / norm->groups;
+    for (int64_t group = 0; group < norm->groups; group++) {
+        float s = of->scale[group] = scale_of(work, sample, group);
+        for (int64_t c = group * per_group; c < (group + 1) * per_group; c++) {
+            of->gain[c] = (norm->weight ? norm->weight[c] : 1.0f) * s * factor;
+            of->shift[c] = norm->bias ? norm->bias[c] : 0.0f;
+            of->slope[c] = norm->v ? norm->v[c] * work->x->scale / 6.0f : 0.0f;
+        }
+    }
+}
+
+static void find_extremes(const norm_work *work, const norm_job *job, int64_t sample, const scratch *of) {
+    int64_t chunks = fe_norm_chunks(job->pixels), channels = job->channels, block = BLOCK / channels + 1;
+    for (int64_t i = 0; i < chunks * channels; i++) {
+        of->most[i] = -__builtin_inff();
+        of->least[i] = __builtin_inff();
+    }
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        span pixels = chunk_of(job->pixels, chunk);
+        for (int64_t begin = pixels.begin; begin < pixels.end; begin += block) {
+            span part = {begin, least_of(begin + block, pixels.end)};
+            work->version->extremes(job, part, of->most + chunk * channels, of->least + chunk * channels);
+        }
+    }
+    int64_t count = chunks * job->groups, width = channels / job->groups;
+    int64_t apart = work->version->reduce(of->most, count, width, MAXIMUM);
+    work->version->reduce(of->least, count, width, MINIMUM);
+    for (int64_t i = 0; i < count; i++) {
+        float found[2] = {of->most[i * apart], of->least[i * apart]};
+        for (int which = 0; which < 2; which++)
+            if (work->x->bytes)
+                ((uint8_t *)work->extremes)[2 * (sample * count + i) + which] = (uint8_t)found[which];
+            else
+                ((float *)work->extremes)[2 * (sample * count + i) + which] = found[which];
+    }
+}
+
+static void normalise_sample(const norm_work *work, int64_t sample, const scratch *of) {
+    const fe_range_evonorm *norm = work->norm;
+    norm_job job = job_of(work, sample, of);
+    find_extremes(work, &job, sample, of);
+    set_channels(work, sample, work->x->scale, of);
+    job.y = of_sample(work->y, sample * norm->pixels * norm->channels);
+    job.inverse_scale = 1.0f / work->y->scale;
+    work->version->normalise(&job);
+    memcpy(work->bounds + 2 * sample, job.bounds, sizeof job.bounds);
+}
+
+static void add(norm_job *job, float *dx, float position, float share) {
+    if (!(position < MOST_ELEMENTS))
+        return;
+    float value = dx[(int64_t)position] += share;
+    job->bounds[0] = value < job->bounds[0] ? value : job->bounds[0];
+    job->bounds[1] = value > job->bounds[1] ? value : job->bounds[1];
+}
+
+/* Puts where the extremes of each (chunk, group) are into `most` and `least`; returns how far they are apart. */
+static int64_t locate_extremes(const norm_work *work, const norm_job *job, int64_t sample, const scratch *of) {
+    int64_t chunks = fe_norm_chunks(job->pixels), channels = job->channels, width = channels / job->groups;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        float *most = of->most + chunk * channels, *least = of->least + chunk * channels;
+        for (int64_t group = 0; group < job->groups; group++) {
+            float greatest = extreme(work, sample, chunk, group, MAXIMUM);
+            float smallest = extreme(work, sample, chunk, group, MINIMUM);
+            for (int64_t c = group * width; c < (group + 1) * width; c++) {
+                most[c] = greatest;
+                least[c] = smallest;
+            }
+        }
+        work->version->locate(job, chunk_of(job->pixels, chunk), most, least);
+    }
+    int64_t count = chunks * job->groups;
+    work->version->reduce(of->most, count, width, MINIMUM);
+    return work->version->reduce(of->least, count, width, MINIMUM);
+}
+
+/* Adds the gradient that goes through R; `grad_n` are the sample's sums, and `factor` is what they have to be multiplied by. */
+static void add_range_gradient(const norm_work *work, norm_job *job, int64_t sample, const float *grad_n, float factor,
+                               const scratch *of) {
+    const fe_range_evonorm *norm = work->norm;
+    int64_t chunks = fe_norm_chunks(norm->pixels), groups = norm->groups, per_group = norm->channels / groups;
+    int64_t apart = locate_extremes(work, job, sample, of);
+    for (int64_t group = 0; group < groups; group++) {
+        double through = 0.0, s = (double)of->scale[group];
+        for (int64_t c = group * per_group; c < (group + 1) * per_group; c++)
+            through += (double)(norm->weight ? norm->weight[c] : 1.0f) * (double)grad_n[c];
+        float share = (float)(-through * (double)factor * s * s * (double)norm->factor / (double)chunks);
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            float *dx = job->dx + chunk_of(norm->pixels, chunk).begin * norm->channels;
+            int64_t at = (chunk * groups + group) * apart;
+            /* In a chunk of equals both come to one element, where they cancel: but for their rounding, which may be large. */
+            if (of->most[at] == of->least[at])
+                continue;
+            add(job, dx, of->most[at], share);
+            add(job, dx, of->least[at], -share);
+        }
+    }
+}
+
+static void differentiate_sample(const norm_work *work, int64_t sample, const scratch *of) {
+    const fe_range_evonorm *norm = work->norm;
+    int64_t channels = norm->channels, per_group = channels / norm->groups;
+    int64_t at = sample * norm->pixels * channels;
+    float x_scale = work->x->scale, grad_scale = work->grad->scale;
+    norm_job job = job_of(work, sample, of);
+    set_channels(work, sample, grad_scale, of);
+    job.grad = of_sample(work->grad, at);
+    job.dx = work->dx + at;
+    float *own = work->sums + sample * SUMS * channels;
+    norm_sums sums = {own, own + channels, own + 2 * channels};
+    memset(own, 0, (size_t)(SUMS * channels) * sizeof *own);
+    work->version->differentiate(&job, &sums);
+    add_range_gradient(work, &job, sample, sums.grad_n, x_scale * grad_scale, of);
+    memcpy(work->bounds + 2 * sample, job.bounds, sizeof job.bounds);
+    for (int64_t c = 0; c < channels; c++) {
+        float s = of->scale[c / per_group];
+        sums.grad_n[c] *= s * x_scale * grad_scale;
+        sums.grad[c] *= grad_scale;
+        sums.grad_x_x[c] *= (norm->weight ? norm->weight[c] : 1.0f) * s / 6.0f * x_scale * x_scale * grad_scale;
+    }
+}
+
+static void run_samples(int64_t first, int64_t last, norm_work *work,
+                        void (*run)(const norm_work *work, int64_t sample, const scratch *of)) {
+    scratch of;
+    void *memory = take_scratch(&of, work->norm);
+    if (!memory) {
+        atomic_store(&work->out_of_memory, 1);
+        return;
+    }
+    for (int64_t sample = first; sample < last; sample++)
+        run(work, sample, &of);
+    free(memory);
+}
+
+static void normalise_samples(int64_t first, int64_t last, void *context) {
+    run_samples(first, last, context, normalise_sample);
+}
+
+static void differentiate_samples(int64_t first, int64_t last, void *context) {
+    run_samples(first, last, context, differentiate_sample);
+}
+
+static int run_all(norm_work *work, fe_task task, float *bounds) {
+    const fe_range_evonorm *norm = work->norm;
+    int64_t samples = norm->samples;
+    work->bounds = malloc((size_t)samples * 2 * sizeof *work->bounds);
+    if (!work->bounds)
+        return -1;
+    int error = fe_parallel_for(samples, GRAIN / (norm->pixels * norm->channels) + 1, task, work);
+    if (bounds) {
+        bounds[0] = bounds[1] = 0.0f;
+        for (int64_t i = 0; i < samples; i++) {
+            bounds[0] = work->bounds[2 * i] < bounds[0] ? work->bounds[2 * i] : bounds[0];
+            bounds[1] = work->bounds[2 * i + 1] > bounds[1] ? work->bounds[2 * i + 1] : bounds[1];
+        }
+    }
+    free(work->bounds);
+    return atomic_load(&work->out_of_memory) ? -1 : error;
+}
+
+int fe_range_evonorm_forward(fe_isa ceiling, const fe_range_evonorm *norm, const fe_norm_map *x, const fe_norm_map *y,
+                             void *extremes, float *bounds) {
+    norm_work work = {
+        .norm = norm,
+        .version = kernels[fe_range_evonorm_isa(ceiling)],
+        .x = x,
+        .y = y,
+        .extremes = extremes,
+    };
+    return run_all(&work, normalise_samples, bounds);
+}
+
+/* Sums over the samples, in their order. */
+static void sum_samples(float *out, const float *sums, const fe_range_evonorm *norm) {
+    if (!out)
+        return;
+    for (int64_t c = 0; c < norm->channels; c++) {
+        double sum = 0.0;
+        for (int64_t sample = 0; sample < norm->samples; sample++)
+            sum += (double)sums[sample * SUMS * norm->channels + c];
+        out[c] = (float)sum;
+    }
+}
+
+int fe_range_evonorm_backward(fe_isa ceiling, const fe_range_evonorm *norm, const fe_norm_map *x, const void *extremes,
+                              const fe_norm_map *grad, float *dx, float *dweight, float *dbias, float *dv, float *bounds) {
+    norm_work work = {
+        .norm = norm,
+        .version = kernels[fe_range_evonorm_isa(ceiling)],
+        .x = x,
+        .grad = grad,
+        .extremes = (void *)extremes,
+        .dx = dx,
+        .sums = malloc((size_t)(norm->samples * SUMS * norm->channels) * sizeof *work.sums),
+    };
+    if (!work.sums)
+        return -1;
+    int error = run_all(&work, differentiate_samples, bounds);
+    sum_samples(dweight, work.sums, norm);
+    sum_samples(dbias, work.sums + norm->channels, norm);
+    sum_samples(dv, work.sums + 2 * norm->channels, norm);
+    free(work.sums);
+    return error;
+}

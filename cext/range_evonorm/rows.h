@@ -1,0 +1,191 @@
+/* Kernels whose lanes are channels. Included once for each instruction set, which defines VEC, LANES, NAME, TARGET and the
+ * primitives. Whether maps hold bytes is a compile-time constant of the inlined functions. */
+
+TARGET FE_INLINE VEC NAME(read)(const fe_norm_map *map, int64_t at, int64_t n, int bytes) {
+    if (bytes)
+        return NAME(subtract)(NAME(load_bytes)(map->bytes + at, n), NAME(set)(map->zero));
+    return NAME(load)(map->floats + at, n);
+}
+
+/* As in memory. */
+TARGET FE_INLINE VEC NAME(raw)(const fe_norm_map *map, int64_t at, int64_t n, int bytes) {
+    return bytes ? NAME(load_bytes)(map->bytes + at, n) : NAME(load)(map->floats + at, n);
+}
+
+TARGET FE_INLINE void NAME(extremes_of)(const norm_job *job, span pixels, float *most, float *least, int bytes) {
+    const int64_t channels = job->channels;
+    for (int64_t c = 0; c < channels; c += LANES) {
+        int64_t n = least_of(channels - c, LANES);
+        VEC top = NAME(load)(most + c, n), bottom = NAME(load)(least + c, n);
+        for (int64_t i = pixels.begin; i < pixels.end; i++) {
+            VEC x = NAME(raw)(&job->x, i * channels + c, n, bytes);
+            top = NAME(maximum)(x, top);
+            bottom = NAME(minimum)(x, bottom);
+        }
+        NAME(store)(most + c, top, n);
+        NAME(store)(least + c, bottom, n);
+    }
+}
+
+TARGET static void NAME(extremes)(const norm_job *job, span pixels, float *most, float *least) {
+    if (job->x.bytes)
+        NAME(extremes_of)(job, pixels, most, least, 1);
+    else
+        NAME(extremes_of)(job, pixels, most, least, 0);
+}
+
+TARGET FE_INLINE VEC NAME(extreme)(VEC a, VEC b, int which) {
+    return which == MAXIMUM ? NAME(maximum)(a, b) : NAME(minimum)(a, b);
+}
+
+TARGET FE_INLINE int64_t NAME(reduce_of)(float *values, int64_t count, int64_t width, int which) {
+    if (width > LANES) {
+        /* Down to a vector for each group, side by side. */
+        for (int64_t group = 0; group < count; group++) {
+            const float *from = values + group * width;
+            VEC found = NAME(load)(from, LANES);
+            for (int64_t i = LANES; i < width; i += LANES)
+                found = NAME(extreme)(found, NAME(load)(from + least_of(i, width - LANES), LANES), which);
+            NAME(store)(values + group * LANES, found, LANES);
+        }
+        width = LANES;
+    }
+    /* Every float becomes the extreme of `reach` floats from it on, for all groups at once; what crosses the border of a group
+     * is not looked at. */
+    for (int64_t reach = 1; reach < width; reach = least_of(2 * reach, width)) {
+        int64_t distance = least_of(reach, width - reach);
+        for (int64_t i = 0; i < count * width; i += LANES) {
+            int64_t n = least_of(count * width - i, LANES);
+            VEC found = NAME(extreme)(NAME(load)(values + i, n), NAME(load)(values + i + distance, n), which);
+            NAME(store)(values + i, found, n);
+        }
+    }
+    return width;
+}
+
+TARGET static int64_t NAME(reduce)(float *values, int64_t count, int64_t width, int which) {
+    if (which == MAXIMUM)
+        return NAME(reduce_of)(values, count, width, MAXIMUM);
+    return NAME(reduce_of)(values, count, width, MINIMUM);
+}
+
+TARGET FE_INLINE void NAME(widen)(float *bounds, VEC lowest, VEC highest) {
+    float low[LANES], high[LANES];
+    NAME(store)(low, lowest, LANES);
+    NAME(store)(high, highest, LANES);
+    for (int i = 0; i < LANES; i++) {
+        bounds[0] = low[i] < bounds[0] ? low[i] : bounds[0];
+        bounds[1] = high[i] > bounds[1] ? high[i] : bounds[1];
+    }
+}
+
+TARGET FE_INLINE void NAME(normalise_of)(norm_job *job, int x_bytes, int y_bytes) {
+    const int64_t channels = job->channels, block = BLOCK / channels + 1;
+    const VEC zero = NAME(set)(0.0f), one = NAME(set)(1.0f), offset = NAME(set)(job->offset);
+    const VEC inverse = NAME(set)(job->inverse_scale), y_zero = NAME(set)(job->y.zero);
+    VEC lowest = zero, highest = zero;
+    for (int64_t begin = 0; begin < job->pixels; begin += block) {
+        int64_t end = least_of(begin + block, job->pixels);
+        for (int64_t c = 0; c < channels; c += LANES) {
+            int64_t n = least_of(channels - c, LANES);
+            VEC gain = NAME(load)(job->gain + c, n), shift = NAME(load)(job->shift + c, n);
+            VEC slope = NAME(load)(job->slope + c, n);
+            for (int64_t i = begin; i < end; i++) {
+                VEC x = NAME(read)(&job->x, i * channels + c, n, x_bytes);
+                VEC u = NAME(multiply_add)(x, slope, offset);
+                VEC gate = NAME(minimum)(NAME(maximum)(u, zero), one);
+                VEC y = NAME(multiply_add)(NAME(multiply)(x, gate), gain, shift);
+                lowest = NAME(minimum)(y, lowest);
+                highest = NAME(maximum)(y, highest);
+                if (y_bytes)
+                    NAME(store_bytes)(job->y.bytes + i * channels + c, NAME(multiply_add)(y, inverse, y_zero), n);
+                else
+                    NAME(store)(job->y.floats + i * channels + c, y, n);
+            }
+        }
+    }
+    NAME(widen)(job->bounds, lowest, highest);
+}
+
+TARGET static void NAME(normalise)(norm_job *job) {
+    if (job->x.bytes && job->y.bytes)
+        NAME(normalise_of)(job, 1, 1);
+    else if (job->x.bytes)
+        NAME(normalise_of)(job, 1, 0);
+    else if (job->y.bytes)
+        NAME(normalise_of)(job, 0, 1);
+    else
+        NAME(normalise_of)(job, 0, 0);
+}
+
+TARGET FE_INLINE void NAME(differentiate_of)(norm_job *job, const norm_sums *sums, int x_bytes, int grad_bytes) {
+    const int64_t channels = job->channels, block = BLOCK / channels + 1;
+    const VEC zero = NAME(set)(0.0f), one = NAME(set)(1.0f), offset = NAME(set)(job->offset);
+    VEC lowest = zero, highest = zero;
+    for (int64_t begin = 0; begin < job->pixels; begin += block) {
+        int64_t end = least_of(begin + block, job->pixels);
+        for (int64_t c = 0; c < channels; c += LANES) {
+            int64_t n = least_of(channels - c, LANES);
+            VEC gain = NAME(load)(job->gain + c, n), slope = NAME(load)(job->slope + c, n);
+            VEC grad_n = NAME(load)(sums->grad_n + c, n), grad = NAME(load)(sums->grad + c, n);
+            VEC grad_x_x = NAME(load)(sums->grad_x_x + c, n);
+            for (int64_t i = begin; i < end; i++) {
+                VEC x = NAME(read)(&job->x, i * channels + c, n, x_bytes);
+                VEC d = NAME(read)(&job->grad, i * channels + c, n, grad_bytes);
+                VEC inner = NAME(multiply)(x, slope), u = NAME(add)(inner, offset);
+                VEC gate = NAME(minimum)(NAME(maximum)(u, zero), one);
+                grad_n = NAME(multiply_add)(d, NAME(multiply)(x, gate), grad_n);
+                grad = NAME(add)(grad, d);
+                grad_x_x = NAME(multiply_add)(NAME(within)(u, NAME(multiply)(d, x)), x, grad_x_x);
+                VEC slope_of_n = NAME(add)(gate, NAME(within)(u, inner));
+                VEC dx = NAME(multiply)(NAME(multiply)(d, gain), slope_of_n);
+                lowest = NAME(minimum)(dx, lowest);
+                highest = NAME(maximum)(dx, highest);
+                NAME(store)(job->dx + i * channels + c, dx, n);
+            }
+            NAME(store)(sums->grad_n + c, grad_n, n);
+            NAME(store)(sums->grad + c, grad, n);
+            NAME(store)(sums->grad_x_x + c, grad_x_x, n);
+        }
+    }
+    NAME(widen)(job->bounds, lowest, highest);
+}
+
+TARGET static void NAME(differentiate)(norm_job *job, const norm_sums *sums) {
+    if (job->x.bytes && job->grad.bytes)
+        NAME(differentiate_of)(job, sums, 1, 1);
+    else if (job->x.bytes)
+        NAME(differentiate_of)(job, sums, 1, 0);
+    else if (job->grad.bytes)
+        NAME(differentiate_of)(job, sums, 0, 1);
+    else
+        NAME(differentiate_of)(job, sums, 0, 0);
+}
+
+TARGET FE_INLINE void NAME(locate_of)(const norm_job *job, span pixels, float *most, float *least, int bytes) {
+    const int64_t channels = job->channels;
+    const VEC row = NAME(set)((float)channels), nowhere = NAME(set)(__builtin_inff());
+    for (int64_t c = 0; c < channels; c += LANES) {
+        int64_t n = least_of(channels - c, LANES);
+        VEC top = NAME(load)(most + c, n), bottom = NAME(load)(least + c, n), top_at = nowhere, bottom_at = nowhere;
+        /* Backwards, so that the first stays. */
+        for (int64_t i = pixels.end - 1; i >= pixels.begin; i--) {
+            VEC x = NAME(raw)(&job->x, i * channels + c, n, bytes), pixel = NAME(set)((float)(i - pixels.begin));
+            top_at = NAME(where_equal)(x, top, pixel, top_at);
+            bottom_at = NAME(where_equal)(x, bottom, pixel, bottom_at);
+        }
+        VEC channel = NAME(load)(job->number + c, n);
+        NAME(store)(most + c, NAME(multiply_add)(top_at, row, channel), n);
+        NAME(store)(least + c, NAME(multiply_add)(bottom_at, row, channel), n);
+    }
+}
+
+TARGET static void NAME(locate)(const norm_job *job, span pixels, float *most, float *least) {
+    if (job->x.bytes)
+        NAME(locate_of)(job, pixels, most, least, 1);
+    else
+        NAME(locate_of)(job, pixels, most, least, 0);
+}
+
+static const norm_version NAME(version) = {NAME(extremes), NAME(reduce), NAME(normalise), NAME(differentiate),
+                                           NAME(locate)};

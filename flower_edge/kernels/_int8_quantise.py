@@ -1,0 +1,193 @@
+"""Numbers to 8 bits and back: feature maps, and gradients with their random rounding."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flower_edge.kernels import _dispatch, _threads
+from flower_edge.kernels._int8_reference import (
+    dequantise_reference,
+    quantise_halves_reference,
+    round_reference,
+    value_range_reference,
+)
+from flower_edge.kernels._maps import check_floating, check_no_gradient, is_served
+from flower_edge.kernels._quantised import ERROR_ZERO, LEVELS, QuantisedTensor
+from flower_edge.kernels._workspace import workspace
+
+if TYPE_CHECKING:
+    import torch
+
+# Steps of a gradient on either side of 0, in 8 and in 16 bits.
+_STEPS, _HALF_STEPS = 127, 127 * 255 + 127
+# The least scale whose inverse is finite in float32.
+_LEAST_SCALE = 1.2e-38
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedError:
+    """A gradient in 8 bits, and in 16 where its weight's gradient asks for them.
+
+    Attributes
+    ----------
+    values : QuantisedTensor
+        In 8 bits, 127 steps on either side of the byte that means 0.
+    high, low : torch.Tensor or None
+        The 16 bits, ``255 * (high - 128) + (low - 128)`` steps; both None where there are only 8.
+    half_scale : float
+        What a step of the 16 bits means.
+    """
+
+    values: QuantisedTensor
+    high: "torch.Tensor | None" = None
+    low: "torch.Tensor | None" = None
+    half_scale: float = 1.0
+
+
+def quantise(x: "torch.Tensor") -> QuantisedTensor:
+    """Quantise a tensor to the 256 levels between its least and its greatest value.
+
+    Zero is one of them, so the range is widened to it where all values lie on one side. Rounds to the nearest
+    level, half to even. A tensor of zeros becomes zeros of scale 1.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        A floating dtype, dense. float32 on the CPU runs the kernel, all else the slow twin. A feature map of
+        four dimensions is brought to channels last.
+
+    Returns
+    -------
+    QuantisedTensor
+        Shape and layout of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not a dense tensor of floating point numbers.
+    ValueError
+        If it has a NaN or an infinity, or requires gradients in grad mode.
+    """
+    x = _laid_out(x, "x")
+    low, high = _value_range(x)
+    scale = max((high - low) / LEVELS, _LEAST_SCALE) if high > low else 1.0
+    zero_point = min(LEVELS, max(0, round(-low / scale)))
+    return QuantisedTensor(_rounded(x, scale, zero_point, 0, LEVELS, None), scale, zero_point)
+
+
+def quantise_error(grad: "torch.Tensor", bits: int = 8, seed: int | None = None) -> QuantisedError:
+    """Quantise a gradient symmetrically about 0.
+
+    Parameters
+    ----------
+    grad : torch.Tensor
+        As `x` of :func:`quantise`.
+    bits : {8, 16}, default 8
+        Whether its 16 bits are wanted as well; these are rounded to nearest.
+    seed : int, optional
+        The 8 bits are rounded up with a probability that keeps the mean: by random numbers that are a
+        function of this seed, of which 64 bits count, and of the place in memory alone. Default: to nearest.
+
+    Returns
+    -------
+    QuantisedError
+        Shape and layout of `grad`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`quantise`; also if `bits` is neither 8 nor 16.
+    """
+    if bits not in (8, 16):
+        raise ValueError(f"bits is {bits}, expected 8 or 16")
+    grad = _laid_out(grad, "grad")
+    largest = max(map(abs, _value_range(grad)))
+    scale = max(largest / _STEPS, _LEAST_SCALE) if largest else 1.0
+    bounds = (ERROR_ZERO - _STEPS, ERROR_ZERO + _STEPS)
+    values = QuantisedTensor(_rounded(grad, scale, ERROR_ZERO, *bounds, seed), scale, ERROR_ZERO)
+    if bits == 8:
+        return QuantisedError(values)
+    half_scale = max(largest / _HALF_STEPS, _LEAST_SCALE) if largest else 1.0
+    return QuantisedError(values, *_halves(grad, half_scale), half_scale)
+
+
+def dequantise(x: QuantisedTensor) -> "torch.Tensor":
+    """Return what bytes mean.
+
+    Parameters
+    ----------
+    x : QuantisedTensor
+        Any.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, shape and layout of the bytes.
+    """
+    extension = _dispatch.extension
+    if extension is None or not x.values.is_cpu or not x.values.numel():
+        return dequantise_reference(x)
+    _threads.connect(extension)
+    # Their layout has no gaps, whichever it is.
+    out = workspace().empty(tuple(x.values.shape), x.values.stride())
+    addresses = out.data_ptr(), x.values.data_ptr()
+    extension.dequantise(_dispatch.ceiling(), *addresses, out.numel(), x.scale, x.zero_point)
+    return out
+
+
+def _laid_out(x: "torch.Tensor", name: str) -> "torch.Tensor":
+    import torch
+
+    check_floating(x, name)
+    check_no_gradient(x, name)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
+
+
+def _value_range(x: "torch.Tensor") -> tuple[float, float]:
+    extension = _dispatch.extension
+    if extension is None or not is_served(x):
+        low, high = value_range_reference(x)
+    elif not x.numel():
+        return 0.0, 0.0
+    else:
+        _threads.connect(extension)
+        try:
+            ends = extension.value_range(_dispatch.ceiling(), x.data_ptr(), x.numel())
+            return float(ends[0]), float(ends[1])
+        except FloatingPointError:
+            low = high = math.nan
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise ValueError(
+            f"a tensor of shape {tuple(x.shape)} has a NaN or an infinity, expected finite numbers to "
+            "quantise; lower the learning rate, or look for the step where it came up"
+        )
+    return low, high
+
+
+def _rounded(
+    x: "torch.Tensor", scale: float, zero_point: int, least: int, most: int, seed: int | None
+) -> "torch.Tensor":
+    import torch
+
+    extension = _dispatch.extension
+    if extension is None or not is_served(x):
+        return round_reference(x, 1 / scale, zero_point, least, most, seed)
+    out = torch.empty_like(x, dtype=torch.uint8)
+    if x.numel():
+        addresses = out.data_ptr(), x.data_ptr()
+        rounding = (1 / scale, zero_point, least, most, seed)
+        extension.quantise(_dispatch.ceiling(), *addresses, x.numel(), *rounding)
+    return out
+
+
+def _halves(x: "torch.Tensor", scale: float) -> "tuple[torch.Tensor, torch.Tensor]":
+    import torch
+
+    extension = _dispatch.extension
+    if extension is None or not is_served(x):
+        return quantise_halves_reference(x, 1 / scale)
+    high, low = (torch.empty_like(x, dtype=torch.uint8) for _ in range(2))
+    if x.numel():
+        addresses = high.data_ptr(), low.data_ptr(), x.data_ptr()
+        extension.quantise_halves(_dispatch.ceiling(), *addresses, x.numel(), 1 / scale)
+    return high, low

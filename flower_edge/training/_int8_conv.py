@@ -1,0 +1,153 @@
+"""A convolution whose forward and backward pass multiply 8-bit integers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flower_edge.training import _choice, _int8_ops, _ops
+from flower_edge.training._int8_ops import Geometry
+
+
+@dataclass(frozen=True)
+class Int8Arithmetic:
+    """What training in 8 bits does to a layer: all parts of its rule.
+
+    Attributes
+    ----------
+    error_bits : int
+        As in :class:`flower_edge.training.Int8Training`.
+    stochastic : bool
+        Whether gradients are rounded by chance.
+    measured : bool
+        Whether torch's own way is used where it is measured to be faster.
+    """
+
+    error_bits: int
+    stochastic: bool
+    measured: bool
+
+    def __str__(self) -> str:
+        rounding = "stochastic" if self.stochastic else "nearest"
+        return f"Int8Training(error_bits={self.error_bits}, rounding={rounding!r})"
+
+
+def int8_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, way: Int8Arithmetic
+) -> Tensor:
+    """Convolve in 8 bits, and have both gradients formed so; that of the bias is exact.
+
+    Parameters
+    ----------
+    x : Tensor
+        Shape ``(N, C_in, H, W)``.
+    weight : Tensor
+        Shape ``(C_out, C_in / groups, kh, kw)``, float32.
+    bias : Tensor, optional
+        Shape ``(C_out,)``, float32.
+    geometry : Geometry
+        Stride, padding, dilation and groups.
+    way : Int8Arithmetic
+        How gradients are quantised.
+
+    Returns
+    -------
+    Tensor
+        float32, channels last.
+
+    Raises
+    ------
+    ValueError
+        If something is not finite.
+    """
+    # Drawn here, so that a recomputed forward pass draws it again.
+    seed = torch.randint(-(2**63), 2**63 - 1, ()) if way.stochastic else torch.zeros((), dtype=torch.int64)
+    y: Tensor = _Int8Conv2d.apply(x.float(), weight, bias, seed, geometry, way)  # type: ignore[no-untyped-call]
+    return y
+
+
+def measured(
+    x: Tensor, weight: Tensor, geometry: Geometry, way: Int8Arithmetic
+) -> _choice.Measurement | None:
+    """Measure a whole training step of a layer both ways, or look up what equal layers have shown before.
+
+    Parameters
+    ----------
+    x, weight, geometry, way
+        As in :func:`int8_conv2d`. Under autocast, the exact way is the one in its dtype.
+
+    Returns
+    -------
+    Measurement or None
+        None for tensors that hold no data, as in a tracer.
+    """
+    dtype = torch.get_autocast_dtype(x.device.type) if _ops.autocast_enabled(x.device.type) else x.dtype
+    key = (
+        *(tuple(x.shape), tuple(weight.shape), geometry, way, x.requires_grad, weight.requires_grad),
+        *(_ops.is_channels_last(x), _ops.is_channels_last(weight), x.dtype, dtype, x.device),
+        torch.get_num_threads(),
+    )
+    return _choice.looked_up(key, x, lambda: _measure(x, weight, geometry, way, dtype))
+
+
+def _measure(
+    x: Tensor, weight: Tensor, geometry: Geometry, way: Int8Arithmetic, dtype: torch.dtype
+) -> _choice.Measurement:
+    needs = (x.requires_grad, weight.requires_grad)
+    seed = torch.zeros((), dtype=torch.int64)
+    with torch.no_grad(), _ops.without_autocast(x.device.type):
+        # Values do not matter to the clock, layouts do: the output stands in for its gradient.
+        grad = torch.conv2d(x.to(dtype), weight.to(dtype), None, *geometry)
+        exact_grad, quantised_grad = grad, grad.float()
+
+        def exact() -> object:
+            cells, taps = x.to(dtype), weight.to(dtype)
+            torch.conv2d(cells, taps, None, *geometry)
+            rest = (*geometry[:3], False, [0, 0], geometry.groups, [*needs, False])
+            return torch.ops.aten.convolution_backward(exact_grad, cells, taps, None, *rest)
+
+        def ours() -> object:
+            _, values, meaning = _int8_ops.forward(x.float(), weight, None, geometry)
+            saved = (values, meaning, seed)
+            rest = (way.error_bits, way.stochastic, needs)
+            return _int8_ops.backward(quantised_grad, weight, saved, geometry, *rest)
+
+        return _choice.timed(exact, ours, x.device)
+
+
+class _Int8Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        seed: Tensor,
+        geometry: Geometry,
+        way: Int8Arithmetic,
+    ) -> Tensor:
+        y, values, meaning = _int8_ops.forward(x, weight, bias, geometry)
+        ctx.save_for_backward(weight, values, meaning, seed)
+        ctx.geometry, ctx.way = geometry, way
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "training in 8 bits has no second derivative, and create_graph=True asks for one; "
+                "use create_graph=False, or flower_edge.training.restore_(model) for exact gradients"
+            )
+        weight, *saved = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = grad_weight = None
+        if needs_x or needs_weight:
+            rest = (ctx.way.error_bits, ctx.way.stochastic, (needs_x, needs_weight))
+            grad_x, grad_weight = _int8_ops.backward(grad, weight, tuple(saved), ctx.geometry, *rest)
+        return (
+            grad_x if needs_x else None,
+            grad_weight if needs_weight else None,
+            grad.sum((0, 2, 3)) if needs_bias else None,
+            *(None, None, None),
+        )

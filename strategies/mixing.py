@@ -1,0 +1,56 @@
+"""Which algorithm mixes the models of a hosted gossip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from flower_edge.gossip.choco import ChocoSGD
+from flower_edge.gossip.compressor import Compressor
+from flower_edge.gossip.link_choco import LinkChoco
+from flower_edge.gossip.mixer import DPSGD, Mixer
+from flower_edge.gossip.plan import GossipPlan
+
+MakeMixer: TypeAlias = Callable[..., Mixer[Any]]
+
+
+def choose_mixer(
+    plan: GossipPlan, mixer: MakeMixer | None, compressor: Compressor | None, *, in_parts: bool
+) -> MakeMixer:
+    """Return what makes a node's mixer, after trying it.
+
+    Parameters
+    ----------
+    plan : GossipPlan
+        Who mixes with whom.
+    mixer : callable, optional
+        As the user gave it: takes a node's index, and with a compressor also ``plan``, ``codec`` and
+        ``start``.
+    compressor : Compressor, optional
+        How messages become bytes.
+    in_parts : bool
+        Whether it has to mix models in parts.
+
+    Raises
+    ------
+    ValueError
+        If mixer and compressor do not go together, or with the plan, or it cannot mix in parts.
+    """
+    if mixer is None:
+        mixer = DPSGD if compressor is None else ChocoSGD if len(plan.phases) == 1 else LinkChoco
+    arguments: dict[str, Any] = {}
+    if compressor is not None:
+        arguments = {"plan": plan, "codec": compressor.codec(1), "start": None}
+    try:
+        tried = mixer(0, **arguments)
+    except TypeError as error:
+        given, hint = "its index alone", "give a compressor, too, such as Int8(), if it compresses"
+        if compressor is not None:
+            given, hint = "its index, plan, codec and start", "with a compressor, use ChocoSGD, for example"
+        raise ValueError(f"mixer {mixer!r:.100} makes no mixer from {given} ({error}); {hint}") from error
+    if in_parts and not tried.separable:
+        raise ValueError(
+            f"{type(tried).__name__} mixes models as a whole; mix_untrained=False needs a mixer that "
+            "is `separable`, such as DPSGD"
+        )
+    return mixer
