@@ -24,7 +24,7 @@ import grpc
 import numpy as np
 
 from benchmarks import harness
-from examples.simulation import _free_ports
+from examples.simulation import free_ports
 from flower_edge.gossip import full_graph_plan, load_graph
 from flower_edge.peer import Identity, Member, PeerSession, PeerSettings, rows_of
 from flower_edge.peer.frames import CHUNK_BYTES
@@ -41,7 +41,7 @@ def main(bench: harness.Benchmark) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for node in range(NODES):
             Identity.temporary().save(Path(folder, f"{node}.key"), Path(folder, f"{node}.crt"))
-        config = {"folder": folder, "ports": _free_ports(2 * NODES), "rounds": rounds, "repeats": repeats}
+        config = {"folder": folder, "ports": free_ports(2 * NODES), "rounds": rounds, "repeats": repeats}
         command = [sys.executable, "-m", "benchmarks.peer_throughput", "--node"]
         nodes = [
             subprocess.Popen([*command, json.dumps({**config, "node": n})], stdout=subprocess.PIPE, text=True)

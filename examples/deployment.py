@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from examples.simulation import LocalFlower, SimulationError, _free_ports
+from examples.simulation import LocalFlower, SimulationError, free_ports
 
 REGISTER = """
 import sys
@@ -74,7 +74,7 @@ class Deployment(LocalFlower):
         return self._run(app, "deployment", config, on_round, timeout)
 
     def _start(self) -> None:
-        self.ports = _free_ports(1 + 2 * self.nodes)
+        self.ports = free_ports(1 + 2 * self.nodes)
         self.superlink = f"127.0.0.1:{self.ports[0]}"
         authority = _write_certificates(self.folder)
         (self.folder / "config.toml").write_text(

@@ -45,7 +45,7 @@ class LocalFlower:
         _adopt_orphans()
         # In /tmp, whatever TMPDIR says: ray's sockets lie below, and a socket's path has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="flower-", dir="/tmp"))
-        superlink_port, control_port = _free_ports(2)
+        superlink_port, control_port = free_ports(2)
         self.environment = os.environ | {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "FLWR_HOME": str(self.folder),
@@ -219,7 +219,8 @@ def _last(log: list[str]) -> str:
     return "\n".join(["Flower's log ends with:", *(log[starts[-1] :] if starts else log[-20:])])
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nobody listens at now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
