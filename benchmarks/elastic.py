@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.harness import Benchmark, run
-from benchmarks.small_networks import resnet18
+from benchmarks.networks import resnet18
 from benchmarks.step_times import StepTiming, TrainingStep, interleaved_steps
 from flower_edge.training import Choice, ElasticTrainer, Time, saved_bytes
 

@@ -27,8 +27,8 @@ from benchmarks.elastic_methods import TRACKED, Method, choosing, share_of, trai
 from benchmarks.fine_tuning import Budget, FineTuning
 from benchmarks.harness import Benchmark, cores, run
 from benchmarks.kept_runs import checkpoint_digest, keep, say
+from benchmarks.networks import blocks
 from benchmarks.pretrain import pretrained
-from benchmarks.small_networks import blocks
 from benchmarks.step_times import TrainingStep, interleaved_steps
 from flower_edge.training import Profile, kept_profile
 

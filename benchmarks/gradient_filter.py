@@ -32,7 +32,7 @@ from benchmarks.filter_layers import (
     both_published,
 )
 from benchmarks.harness import Benchmark, Timing, interleaved, run
-from benchmarks.small_networks import mobilenet_v2, resnet18
+from benchmarks.networks import mobilenet_v2, resnet18
 from flower_edge.training import (
     EdgeConv2d,
     FrozenNorm,

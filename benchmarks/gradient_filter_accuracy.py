@@ -27,8 +27,8 @@ from benchmarks.filter_cost import Cost, backward_cost
 from benchmarks.fine_tuning import Budget, FineTuning
 from benchmarks.harness import Benchmark, cores, run
 from benchmarks.kept_runs import checkpoint_digest, keep, say
+from benchmarks.networks import blocks
 from benchmarks.pretrain import pretrained
-from benchmarks.small_networks import blocks
 from flower_edge.gossip import GossipPlan, full_graph_plan, torus
 from flower_edge.training import GradientFilter, all_but_stem, last, prepare_, tap_symbols
 

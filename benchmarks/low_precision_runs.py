@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 from benchmarks.cifar import CLASSES, Images, augmented, label_split, normalised
 from benchmarks.evonorm import replace_range_evonorm_
 from benchmarks.fine_tuning import Budget
+from benchmarks.networks import resnet20
 from benchmarks.pretrain import accuracy, channels_last
-from benchmarks.small_networks import resnet20
 from flower_edge.gossip import (
     DPSGD,
     ChocoSGD,

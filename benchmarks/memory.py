@@ -43,8 +43,8 @@ NODES = {
 }
 
 NETWORKS = {
-    "ResNet-20": "from benchmarks.small_networks import resnet20\nmodel = resnet20(10)",
-    "MobileNetV2": "from benchmarks.small_networks import mobilenet_v2\nmodel = mobilenet_v2(10, width=0.5)",
+    "ResNet-20": "from benchmarks.networks import resnet20\nmodel = resnet20(10)",
+    "MobileNetV2": "from benchmarks.networks import mobilenet_v2\nmodel = mobilenet_v2(10, width=0.5)",
 }
 
 METHODS = {

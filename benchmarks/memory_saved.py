@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.harness import Benchmark, interleaved, run
-from benchmarks.small_networks import mobilenet_v2, resnet18
+from benchmarks.networks import mobilenet_v2, resnet18
 from flower_edge.training import (
     FrozenNorm,
     GradientFilter,

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.cifar import CLASSES, Images, cifar10, data_folder
 from benchmarks.harness import machine
-from benchmarks.small_networks import mobilenet_v2, resnet20
+from benchmarks.networks import mobilenet_v2, resnet20
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 SEEN = range(5)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks import elastic as benchmark
 from benchmarks.elastic import INTERVAL, LEAST_SPEEDUP, SETTINGS, SHARES, Found, Setting, claim, findings, row
 from benchmarks.harness import Benchmark, Timing
-from benchmarks.small_networks import resnet18
+from benchmarks.networks import resnet18
 from benchmarks.step_times import StepTiming
 from flower_edge.training import Choice, saved_bytes
 

@@ -12,7 +12,7 @@ from benchmarks import gradient_filter as bench
 from benchmarks.filter_layers import Layer, Problem, both_published
 from benchmarks.gradient_filter import COMPILED, EXACT, OURS, PUBLISHED
 from benchmarks.harness import Benchmark, Timing
-from benchmarks.small_networks import resnet20
+from benchmarks.networks import resnet20
 from flower_edge.training import EdgeConv2d, GradientFilter, last, prepare_
 from flower_edge.training._choice import Measurement
 

@@ -31,8 +31,8 @@ from benchmarks.gradient_filter_accuracy import (
     plan,
     plot,
 )
+from benchmarks.networks import resnet20
 from benchmarks.pretrain import pretrained
-from benchmarks.small_networks import resnet20
 from flower_edge.training import EdgeConv2d
 
 CASE = Case("resnet20", 1, 4, 0)

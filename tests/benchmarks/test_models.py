@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from benchmarks.gradient_filter import large_mobilenet
-from benchmarks.small_networks import resnet18, resnet20
+from benchmarks.networks import resnet18, resnet20
 
 LARGE = {"resnet18": resnet18, "mobilenet_v2": large_mobilenet}
 

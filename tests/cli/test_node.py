@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import COMMAND, refused, run
+from processes import heed_ctrl_c
 
 from flower_edge.gossip import GossipPlan
 from flower_edge.peer import Identity
@@ -74,6 +75,7 @@ def start(folder: Path, node: int) -> subprocess.Popen[str]:
         text=True,
         cwd="/",
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        preexec_fn=heed_ctrl_c,
     )
 
 

@@ -265,7 +265,7 @@ def test_any_finite_numbers(compressor: Compressor, vector: Vector) -> None:
     ids=lambda value: getattr(value, "name", value),
 )
 def test_bytes_of_a_real_network(compressor: Compressor, fewer: float) -> None:
-    from benchmarks.small_networks import resnet20
+    from benchmarks.networks import resnet20
 
     state = resnet20(10).state_dict()
     layout = Layout.of(state)

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.small_networks import resnet20
+from benchmarks.networks import resnet20
 from flower_edge.gossip import Layout
 from flower_edge.gossip.codec import Vector
 from flower_edge.gossip.delta import TapDelta

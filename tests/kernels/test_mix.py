@@ -259,9 +259,10 @@ def python(code: str, isa: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def test_the_environment_overrides() -> None:
-    for isa in ISAS:
+    for number, isa in enumerate(ISAS, 1):
         done = python("from flower_edge import kernels; print(kernels.explain())", isa)
-        assert re.search(rf"^mix +{isa}$", done.stdout, re.M), done.stderr
+        best = [plainer for plainer in ISAS[:number] if plainer in ("serial", "avx2", "avx512", "neon")][-1]
+        assert re.search(rf"^mix +{best}$", done.stdout, re.M), done.stderr
         assert f"FLOWER_EDGE_ISA={isa} is in force" in done.stdout
 
 

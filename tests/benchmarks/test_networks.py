@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from benchmarks.cifar import Images
+from benchmarks.networks import blocks, mobilenet_v2, resnet20
 from benchmarks.pretrain import NETWORKS, RECIPES, Recipe, accuracy, pretrained, save, train
-from benchmarks.small_networks import blocks, mobilenet_v2, resnet20
 
 
 def parameters(model: nn.Module) -> int:
