@@ -21,8 +21,8 @@ from benchmarks.harness import Benchmark, run
 ROOT = Path(__file__).parent.parent
 FAMILIES = ("mix", "sign_bits", "gradient_filter", "spectrum")
 CORE = "cortex-a72"
-LEAST = {"mix": 2.5, "sign_bits": 2.5, "spectrum": 2.5}
-"""Times fewer instructions that NEON is claimed to take than a chip without vectors."""
+LEAST = 2.5
+"""Times fewer instructions that NEON has to take than a chip without vectors, in every family."""
 
 SCALAR = ("-fno-tree-vectorize", "-fno-tree-slp-vectorize")
 
@@ -116,10 +116,9 @@ def main(bench: Benchmark) -> None:
                     times_fewer_than_scalar=scalar / ours,
                     times_fewer_than_serial=serial / ours,
                 )
-                if vectors == "neon" and family in LEAST:
-                    bench.at_least(
-                        f"{family}: times fewer instructions with NEON, counted", scalar / ours, LEAST[family]
-                    )
+                if vectors == "neon":
+                    text = f"{family}: times fewer instructions with NEON, counted"
+                    bench.at_least(text, scalar / ours, LEAST)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from flower_edge.gossip.codec import Vector, is_finite
+from flower_edge.gossip.compressed import CompressedMixer
 from flower_edge.gossip.mixer import DPSGD, Mixer
 from flower_edge.peer.dialler import Dialler
 from flower_edge.peer.frames import Frame, Kind, model_frames
@@ -112,6 +113,11 @@ class PeerSession:
         check_model(model)
         if self._mixer.node != node:
             raise ValueError(f"received the mixer of node {self._mixer.node}, expected that of {node}")
+        if isinstance(self._mixer, CompressedMixer):
+            raise ValueError(
+                f"{type(self._mixer).__name__} sends bytes of its own, and sessions between boards carry "
+                "vectors: use a mixer that sends its model, such as DPSGD, or HostedGossip"
+            )
         if state is not None and not self._mixer.memoryless:
             raise ValueError(
                 f"{type(self._mixer).__name__} remembers more than the model, which a state file does not "

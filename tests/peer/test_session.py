@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fleet import FAST, Fleet
 
-from flower_edge.gossip import DPSGD, GossipPlan, full_graph_plan, load_graph
+from flower_edge.gossip import DPSGD, DeepSqueeze, GossipPlan, Int8, full_graph_plan, load_graph
 from flower_edge.gossip.phase import Phase
 from flower_edge.peer import Identity, Member, PeerSession, PeerSettings, rows_of
 from flower_edge.peer.frames import Kind
@@ -282,6 +282,14 @@ def test_a_mixer_that_remembers_cannot_start_again(plan: GossipPlan, tmp_path: P
         Fleet(plan, folder=tmp_path).session(0, mixer=type("Remembering", (DPSGD,), {"memoryless": False})(0))
     with pytest.raises(ValueError, match="received the mixer of node 2, expected that of 0"):
         Fleet(plan).session(0, mixer=DPSGD(2))
+
+
+def test_a_mixer_of_bytes_is_refused(plan: GossipPlan) -> None:
+    fleet = Fleet(plan)
+    mixer = DeepSqueeze(0, plan, Int8().codec(len(fleet.start[0])))
+
+    with pytest.raises(ValueError, match="DeepSqueeze sends bytes of its own"):
+        fleet.session(0, mixer=mixer)
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), True, "3"])
