@@ -65,11 +65,10 @@ def test_changes_are_many_and_the_same_each_time() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
-@pytest.mark.parametrize("name", ["frame, checksum right", "neighbour"])
-def test_with_libfuzzer(name: str, tmp_path: Path) -> None:
+def test_with_libfuzzer(tmp_path: Path) -> None:
     script = Path(__file__).with_name("fuzz.py")
     done = subprocess.run(
-        [sys.executable, str(script), "--seconds", "2", "--corpus", str(tmp_path), name],
+        [sys.executable, str(script), "--seconds", "1", "--corpus", str(tmp_path), "neighbour"],
         capture_output=True,
         text=True,
         check=False,
