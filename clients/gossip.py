@@ -13,10 +13,12 @@ from flwr.clientapp import ClientApp
 
 from flower_edge.clients import messages
 from flower_edge.clients.gossip_files import NodeFiles
+from flower_edge.clients.untold_rounds import Row
 from flower_edge.gossip.codec import Layout
 from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import Fp32, Member, NamedModel, PeerSession, PeerSettings, SessionReport
 from flower_edge.strategies.records import only_arrays, to_numpy, to_record
+from flower_edge.strategies.session_rounds import OWN
 
 GOSSIP = "gossip"
 """Key of the ConfigRecord that says what a session is, and what a node answers."""
@@ -69,7 +71,9 @@ def gossip_mod(app: ClientApp) -> ClientApp:
         if peer.resumed is not None:
             model.restore(peer.resumed.extra)
         report = peer.run(_integer(order, "last-round"), _integer(order, "first-round"))
-        content = RecordDict({"metrics": _metrics(report), GOSSIP: _summary(report)})
+        told = _integer(order, "told-round") if "told-round" in order else _integer(order, "first-round") - 1
+        rows = files.untold_rounds.with_those(_rows(report), told)
+        content = RecordDict({"metrics": _metrics(rows), GOSSIP: _summary(report)})
         if order["export"]:
             content["arrays"] = to_record(model.arrays(report.model))
         return Message(content, reply_to=message)
@@ -183,22 +187,31 @@ def _scalars(content: RecordDict) -> dict[str, float]:
     return {name: value for name, value in record.items() if isinstance(value, int | float)}
 
 
-def _metrics(report: SessionReport) -> MetricRecord:
+def _rows(report: SessionReport) -> list[Row]:
+    """Return what is reported of each round: the metrics of its training, and those of its exchange."""
+    return [
+        {
+            **{name: float(value) for name, value in done.metrics.items()},
+            "round": done.round,
+            "links-failed": done.neighbours - len(done.counted),
+            "links-in-doubt": len(done.in_doubt),
+            "train-seconds": done.train_seconds,
+            "exchange-seconds": done.exchange_seconds,
+            "bytes-sent": done.bytes_sent,
+            "bytes-received": done.bytes_received,
+        }
+        for done in report.rounds
+    ]
+
+
+def _metrics(rows: list[Row]) -> MetricRecord:
     """Return a list of values for each metric, one a round; NaN where a round has none."""
-    rounds = report.rounds
-    names = sorted({name for done in rounds for name in done.metrics})
-    lists: dict[str, int | float | list[int] | list[float]] = {
-        name: [float(done.metrics.get(name, math.nan)) for done in rounds] for name in names
-    }
-    lists |= {
-        "round": [done.round for done in rounds],
-        "links-failed": [done.neighbours - len(done.counted) for done in rounds],
-        "links-in-doubt": [len(done.in_doubt) for done in rounds],
-        "train-seconds": [done.train_seconds for done in rounds],
-        "exchange-seconds": [done.exchange_seconds for done in rounds],
-        "bytes-sent": [done.bytes_sent for done in rounds],
-        "bytes-received": [done.bytes_received for done in rounds],
-    }
+    names = sorted({name for row in rows for name in row} | OWN)
+    lists: dict[str, int | float | list[int] | list[float]] = {}
+    for name in names:
+        values = [row.get(name, math.nan) for row in rows]
+        whole = all(isinstance(value, int) for value in values)
+        lists[name] = [int(v) for v in values] if whole else [float(v) for v in values]
     return MetricRecord(lists)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Context
 
+from flower_edge.clients.untold_rounds import UntoldRounds
 from flower_edge.gossip.codec import ArraySpec, Layout
 from flower_edge.peer import Identity, State, StateError
 from flower_edge.peer.part import run_id
@@ -58,6 +59,11 @@ class NodeFiles:
     def state(self) -> Path:
         """Where the session keeps the model after each round."""
         return self.folder / "state"
+
+    @property
+    def untold_rounds(self) -> UntoldRounds:
+        """What sessions did and the server has not heard of."""
+        return UntoldRounds(self.folder / "untold-rounds.json")
 
     def identity(self) -> Identity:
         """Return the node's key and certificate of this run, made when they are first asked for."""

@@ -81,18 +81,24 @@ class Deployment(LocalFlower):
             f'[superlink]\ndefault = "deployment"\n\n[superlink.deployment]\naddress = "{self.superlink}"\n'
             f'root-certificates = "{authority}"\n'
         )
-        self.superlink_process = self._daemon(
-            "superlink",
-            *("flower-superlink", "--port", str(self.ports[0]), "--enable-supernode-auth"),
-            *("--ssl-ca-certfile", str(authority), "--ssl-certfile", str(self.folder / "superlink.crt")),
-            *("--ssl-keyfile", str(self.folder / "superlink.key")),
-        )
-        self._wait_for_superlink()
+        self.start_superlink()
         keys = [f"{_write_node_key(self.folder, node)}.pub" for node in range(self.nodes)]
         # One process for all: to start one takes Flower's command line seconds.
         self._run_python(REGISTER, *keys)
         for node in range(self.nodes):
             self.start_node(node)
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink, with what it knew when it was last there, and wait until it listens."""
+        self.superlink_process = self._daemon(
+            "superlink",
+            *("flower-superlink", "--port", str(self.ports[0]), "--enable-supernode-auth"),
+            *("--ssl-ca-certfile", str(self.folder / "authority.crt")),
+            *("--ssl-certfile", str(self.folder / "superlink.crt")),
+            *("--ssl-keyfile", str(self.folder / "superlink.key")),
+            *("--database", str(self.folder / "superlink.db")),
+        )
+        self._wait_for_superlink()
 
     def start_node(self, node: int) -> "subprocess.Popen[bytes]":
         """Start a SuperNode; the board's address for its neighbours is in its node config."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from logging import INFO, WARNING, getLogger
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from flower_edge.gossip.plan import GossipPlan
 from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import PeerSettings
 from flower_edge.strategies.binding import TooFewNodesError, wait_for_nodes
+from flower_edge.strategies.checkpoint import CheckpointError
 from flower_edge.strategies.hosted_gossip import HostedGossip
 from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
 from flower_edge.strategies.records import checked_weight, to_numpy, to_record
 from flower_edge.strategies.replies import accept
 from flower_edge.strategies.roll_call import Board, roll_call
 from flower_edge.strategies.rounds import EvaluateFn
+from flower_edge.strategies.session_progress import SessionProgress
 from flower_edge.strategies.session_rounds import SessionRounds
 from flower_edge.strategies.survivors import Rows, rows_of_survivors
 
@@ -66,6 +69,10 @@ class ServerlessGossip(Strategy):
         What nodes wait for how long, and whether links may be in clear text.
     connect_timeout : float (default: 300.0)
         Seconds to wait at the start for all nodes to connect.
+    resume : str or Path, optional
+        A file that says, after each session, where the run stands. If it exists, the run goes on from there,
+        also after the SuperLink was killed: boards go on with a session without it, and report that
+        session's rounds to the next one.
     weighted_by_key : str (default: "num-examples")
         The metric by which the nodes' metrics are weighted when averaged.
     arrayrecord_key : str (default: "arrays")
@@ -98,6 +105,7 @@ class ServerlessGossip(Strategy):
         robust: str | None = None,
         settings: PeerSettings | None = None,
         connect_timeout: float = 300.0,
+        resume: str | Path | None = None,
         weighted_by_key: str = "num-examples",
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
@@ -121,16 +129,17 @@ class ServerlessGossip(Strategy):
         self._mixer = named_mixer(robust)
         self.settings = PeerSettings() if settings is None else settings
         self.connect_timeout = connect_timeout
+        self.resume = None if resume is None else Path(resume)
         self.weighted_by_key = weighted_by_key
         self.arrayrecord_key = arrayrecord_key
         self.configrecord_key = configrecord_key
         self.train_metrics_aggr_fn = train_metrics_aggr_fn
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn
-        self._run = secrets.token_hex(16)
+        self._progress = SessionProgress(plan.digest(), secrets.token_hex(16))
         self._boards: dict[int, Board] = {}
         self._rounds = SessionRounds(plan.n, weighted_by_key, train_metrics_aggr_fn)
         self._layout: Layout | None = None
-        self._first = self._last = 0
+        self._first = self._last = self._earliest = 0
 
     # ---------------------------------------------------------------- the run as a whole
 
@@ -171,12 +180,15 @@ class ServerlessGossip(Strategy):
         ------
         TooFewNodesError
             If fewer than `min_nodes` can take part, or not as many connect at the start as the plan has.
+        flower_edge.strategies.CheckpointError
+            If the file named by `resume` is damaged or belongs to another plan.
         ValueError
             If the initial model cannot be mixed, a node has no address, or `evaluate_fn` would see no model.
         """
         if evaluate_fn is not None and not self.export:
             raise ValueError("evaluate_fn would see no model: say export=1 or more, or leave it out")
         self._check_model(initial_arrays)
+        result = self._taken_up()
         wait_for_nodes(grid, self.plan.n, self.connect_timeout)
         self._boards = self._present(grid)
         if self._boards and all(board.simulated for board in self._boards.values()):
@@ -186,20 +198,52 @@ class ServerlessGossip(Strategy):
         log(INFO, "Starting %s strategy: %d rounds", type(self).__name__, num_rounds)
         self.summary()
         started = time.time()
-        result = Result()
-        if evaluate_fn is not None:
+        if evaluate_fn is not None and not self._progress.last:
             _evaluate(0, initial_arrays, evaluate_fn, result)
+        # Before a board knows the run's name: it would be lost with this process.
+        self._keep(result)
         configs = [ConfigRecord() if c is None else c for c in (train_config, evaluate_config)]
-        sessions = -(-num_rounds // self.rounds_per_session)
-        for session in range(1, sessions + 1):
+        while self._progress.last < num_rounds:
+            session = self._progress.last // self.rounds_per_session + 1
             self._last = min(session * self.rounds_per_session, num_rounds)
             self._one_session(session, grid, initial_arrays, result, configs, timeout)
             if evaluate_fn is not None and len(result.arrays):
                 _evaluate(self._last, result.arrays, evaluate_fn, result)
+            self._progress.last = self._last
+            self._keep(result)
         log(INFO, "Strategy execution finished in %.2fs", time.time() - started)
         for line in io.StringIO(str(result)):
             log(INFO, "\t%s", line.rstrip("\n"))
         return result
+
+    def _taken_up(self) -> Result:
+        """Return what is known of the run: nothing, or what the resume file says."""
+        result = Result()
+        if self.resume is None or not self.resume.exists():
+            return result
+        self._progress = SessionProgress.load(self.resume, self.plan.digest())
+        try:
+            self._rounds.restore(self._progress.reports)
+            for kind, evaluations in self._progress.evaluations.items():
+                getattr(result, kind).update(
+                    {int(r): MetricRecord(found) for r, found in evaluations.items()}
+                )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self.resume} does not say where a run stands: {error}") from error
+        result.train_metrics_clientapp.update(self._rounds.since(1))
+        log(INFO, "Resuming after round %d from %s", self._progress.last, self.resume)
+        return result
+
+    def _keep(self, result: Result) -> None:
+        """Write the resume file, if one is kept."""
+        if self.resume is None:
+            return
+        self._progress.reports = self._rounds.to_json()
+        self._progress.evaluations = {
+            kind: {str(r): dict(metrics) for r, metrics in getattr(result, kind).items()}
+            for kind in ("evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
+        }
+        self._progress.save(self.resume)
 
     def _one_session(
         self,
@@ -213,7 +257,8 @@ class ServerlessGossip(Strategy):
         log(INFO, "[SESSION %d: rounds to %d]", session, self._last)
         messages = list(self.configure_train(session, initial, configs[0], grid))
         arrays, _ = self.aggregate_train(session, grid.send_and_receive(messages, timeout=timeout))
-        result.train_metrics_clientapp.update(self._rounds.since(self._first))
+        # Nodes may have reported rounds of earlier sessions, too.
+        result.train_metrics_clientapp.update(self._rounds.since(self._earliest))
         if arrays is not None:
             result.arrays = arrays
         questions = list(self.configure_evaluate(session, initial, configs[1], grid))
@@ -231,6 +276,7 @@ class ServerlessGossip(Strategy):
             evaluate_every=self.rounds_per_session,
             bind_by="partition-id",
             connect_timeout=self.connect_timeout,
+            resume=self.resume,
             mixer=self._mixer,
             weighted_by_key=self.weighted_by_key,
             arrayrecord_key=self.arrayrecord_key,
@@ -267,7 +313,7 @@ class ServerlessGossip(Strategy):
         TooFewNodesError
             If fewer than `min_nodes` answer.
         """
-        self._first = (server_round - 1) * self.rounds_per_session + 1
+        self._first = self._earliest = (server_round - 1) * self.rounds_per_session + 1
         self._last = max(self._last, self._first)
         if server_round > 1 or not self._boards:
             self._boards = self._present(grid)
@@ -291,7 +337,7 @@ class ServerlessGossip(Strategy):
 
     def _present(self, grid: Grid) -> dict[int, Board]:
         """Return the nodes that can take part."""
-        boards = roll_call(grid, self.plan.n, self._run, insecure=self.settings.insecure)
+        boards = roll_call(grid, self.plan.n, self._progress.run, insecure=self.settings.insecure)
         if len(boards) < self.min_nodes:
             raise TooFewNodesError(
                 f"{len(boards)} of {self.plan.n} nodes can take part; min_nodes is {self.min_nodes}. "
@@ -311,10 +357,11 @@ class ServerlessGossip(Strategy):
         members = [self._boards[other].member for other in neighbours]
         return ConfigRecord(
             {
-                "run": self._run,
+                "run": self._progress.run,
                 "node": node,
                 "first-round": self._first,
                 "last-round": self._last,
+                "told-round": self._rounds.told(node),
                 "rows": json.dumps(rows),
                 "members": json.dumps(
                     [[m.node, m.address, (m.certificate or b"").decode()] for m in members if m is not None]
@@ -337,7 +384,7 @@ class ServerlessGossip(Strategy):
             node = next(n for n, board in self._boards.items() if board.node_id == node_id)
             exported = content.array_records.get("arrays")
             arrays = None if exported is None else to_numpy(exported, self._running_layout())
-            self._rounds.add(node, content, self._first, self._last)
+            self._earliest = min(self._earliest, self._rounds.add(node, content, self._last))
             if arrays is not None:
                 models.append(arrays)
 
@@ -379,7 +426,7 @@ class ServerlessGossip(Strategy):
                     {
                         "gossip": ConfigRecord(
                             {
-                                "run": self._run,
+                                "run": self._progress.run,
                                 "node": node,
                                 "arrayrecord-key": self.arrayrecord_key,
                                 "configrecord-key": self.configrecord_key,

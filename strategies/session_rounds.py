@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,28 @@ class SessionRounds:
         self._aggregation = aggregation
         self._reports: dict[int, dict[int, dict[str, float]]] = defaultdict(dict)
 
-    def add(self, node: int, content: RecordDict, first: int, last: int) -> None:
-        """Take over what a node says of a session.
+    def add(self, node: int, content: RecordDict, last: int) -> int:
+        """Take over what a node says of a session, and of earlier ones whose replies did not arrive.
+
+        Parameters
+        ----------
+        node : int
+        content : RecordDict
+            Of its reply.
+        last : int
+            The session's last round.
+
+        Returns
+        -------
+        int
+            The first round that it reports, `last` + 1 if there is none.
 
         Raises
         ------
         ValueError
             If it has reported already, or its lists do not fit together. Nothing of it is kept then.
         """
+        first = self.told(node) + 1
         if len(content.metric_records) != 1:
             raise ValueError(f"expected exactly one MetricRecord, received {len(content.metric_records)}")
         (record,) = content.metric_records.values()
@@ -60,11 +75,38 @@ class SessionRounds:
         for round_ in rounds:
             if not isinstance(round_, int) or not first <= round_ <= last:
                 raise ValueError(f"it reports round {round_!r}, expected {first} to {last}")
-            if node in self._reports[round_]:
-                raise ValueError(f"it has reported round {round_} before")
         for index, round_ in enumerate(rounds):
             values = {name: float(column[index]) for name, column in lists.items()}
             self._reports[round_][node] = values
+        return min(rounds, default=last + 1)
+
+    def told(self, node: int) -> int:
+        """Return the last round that a node has reported, 0 if there is none."""
+        return max((round_ for round_, found in self._reports.items() if node in found), default=0)
+
+    def to_json(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return all reports, by round and node."""
+        return {
+            str(round_): {str(node): values for node, values in found.items()}
+            for round_, found in self._reports.items()
+            if found
+        }
+
+    def restore(self, reports: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+        """Take over what `to_json` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is not that.
+        """
+        for number, found in reports.items():
+            for node, values in found.items():
+                if int(number) < 1 or not 0 <= int(node) < self._n or not values.keys() >= OWN:
+                    raise ValueError(
+                        f"received a report of round {number} by node {node}, expected a whole one"
+                    )
+                self._reports[int(number)][int(node)] = {name: float(value) for name, value in values.items()}
 
     def nodes_since(self, first: int) -> int:
         """Return how many nodes have reported a round from `first` on."""

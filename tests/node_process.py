@@ -15,8 +15,31 @@ from pathlib import Path
 import numpy as np
 
 from flower_edge.gossip import GossipPlan
-from flower_edge.peer import Fp32, Identity, Member, PeerSession, PeerSettings, rows_of, session
+from flower_edge.peer import (
+    Fp32,
+    Identity,
+    Member,
+    PeerSession,
+    PeerSettings,
+    dialler,
+    listener,
+    rows_of,
+    session,
+)
+from flower_edge.peer.frames import LARGEST_FRAME
 from flower_edge.peer.sockets import tcp_sockets
+
+BAD_FRAMES = {
+    "corrupted": lambda frames, before: [*frames[:-1], frames[-1][:-1] + bytes([frames[-1][-1] ^ 1])],
+    "truncated": lambda frames, before: [*frames[:-1], frames[-1][:-1]],
+    "sent twice": lambda frames, before: [*frames, *frames],
+    "of an earlier round": lambda frames, before: [*before, *frames],
+    "oversized": lambda frames, before: [frames[0] + bytes(LARGEST_FRAME)],
+}
+"""What a node makes of the frames of its model, and of those of the round before: one kind every
+`BETWEEN_BAD_FRAMES` rounds, in this order."""
+
+BETWEEN_BAD_FRAMES = 10
 
 
 def say(**what: object) -> None:
@@ -52,13 +75,50 @@ class DiesInSend:
             yield frame
 
 
-def sockets_left() -> int:
-    """gRPC closes them in a thread of its own, so it may have a moment."""
+class SendsBadFrames:
+    """The frames that a session asks for; in some rounds they break the rules."""
+
+    def __init__(self) -> None:
+        self.whole = session.model_frames
+        self.before: list[bytes] = []
+        self.bad = {BETWEEN_BAD_FRAMES * (n + 1): change for n, change in enumerate(BAD_FRAMES.values())}
+        for module in (dialler, listener):  # gRPC would not send what is oversized
+            module.options = without_limit(module.options)
+
+    def __call__(self, run: bytes, node: int, round: int, *rest: object) -> list[bytes]:
+        frames = list(self.whole(run, node, round, *rest))
+        change = self.bad.get(round)
+        before, self.before = self.before, frames
+        return frames if change is None else change(frames, before)
+
+
+def without_limit(options: object) -> object:
+    """gRPC's options, without a limit of what may be sent."""
+    return lambda settings: [
+        (name, -1 if name == "grpc.max_send_message_length" else value) for name, value in options(settings)
+    ]
+
+
+def left_open() -> dict[str, int]:
+    """What a session has to have given back: sockets, files, and processes of its own.
+
+    gRPC closes sockets in a thread of its own, so it may have a moment."""
     for _ in range(100):
-        if not (left := len(list(tcp_sockets()))):
+        if not (sockets := len(list(tcp_sockets()))):
             break
         time.sleep(0.05)
-    return left
+    targets = [target_of(link) for link in Path("/proc/self/fd").iterdir()]
+    files = [target for target in targets if target.startswith("/") and not target.startswith("/dev/")]
+    parents = [status.read_text() for status in Path("/proc").glob("[0-9]*/status")]
+    children = sum(f"\nPPid:\t{os.getpid()}\n" in text for text in parents)
+    return {"sockets": sockets, "files": len(files), "processes": children, "descriptors": len(targets)}
+
+
+def target_of(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:  # the folder's own
+        return ""
 
 
 current_round = 0
@@ -99,6 +159,8 @@ def main() -> None:
 
         session.model_frames = cut_short
         session.list = lambda frames: frames
+    if fault == "bad frames":
+        session.model_frames = SendsBadFrames()
 
     peer = PeerSession(
         node,
@@ -125,7 +187,8 @@ def main() -> None:
         unsettled=report.unsettled,
         refusals=report.refusals,
         value=[float(report.model.min()), float(report.model.max())],
-        sockets=sockets_left(),
+        left=left_open(),
+        clock=time.time(),
     )
 
 

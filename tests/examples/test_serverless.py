@@ -97,10 +97,12 @@ def test_boards_do_what_the_host_would_have_done(app: dict[str, ModuleType], tmp
 
 
 @pytest.mark.slow
-def test_a_session_does_not_need_the_superlink(app: dict[str, ModuleType]) -> None:
-    rounds = 1500
+def test_a_session_does_not_need_the_superlink(app: dict[str, ModuleType], tmp_path: Path) -> None:
+    """It is killed in mid-session; when it is back, the boards report the rounds that they did without it."""
+    rounds, more, results = 1500, 20, tmp_path / "results.json"
+    resumed = {"resume": str(tmp_path / "run.json"), "results": str(results)}
     with Deployment(NODES) as flower:
-        running = threading.Thread(target=run_in_vain, args=(flower, config(rounds)))
+        running = threading.Thread(target=run_in_vain, args=(flower, config(rounds, **resumed)))
         running.start()
         wait_until(lambda: len(found := states(flower)) == NODES and min(s.round for s in found.values()) > 5)
         flower.superlink_process.kill()
@@ -111,6 +113,15 @@ def test_a_session_does_not_need_the_superlink(app: dict[str, ModuleType]) -> No
 
         assert at < rounds
         running.join(60.0)
+        assert not results.exists()
+        flower.start_superlink()
+        sessions = {"rounds-per-session": rounds}
+        flower.deploy(APP, config(rounds + more, **resumed, **sessions), timeout=540.0)
+
+    metrics = json.loads(results.read_text())["train_metrics_clientapp"]
+    assert list(map(int, metrics)) == list(range(1, rounds + more + 1))
+    assert all(found["nodes-failed"] == 0 for found in metrics.values())
+    assert all(found["num-examples"] > 0 for found in metrics.values())
 
 
 def run_in_vain(flower: Deployment, run_config: dict[str, object]) -> None:

@@ -78,7 +78,10 @@ class Network:
     def shape(self, host: int, *discipline: str) -> None:
         """Give a host's outgoing cable a queueing discipline, such as ``tbf rate 20mbit …``."""
         command = ["tc", "-n", self.name(host), "qdisc", "replace", "dev", "eth0", "root", *discipline]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise NoNetworkError("there is no command tc: install iproute2") from None
         if done.returncode:
             raise NoNetworkError(f"{' '.join(command)}: {done.stderr.strip()}")
 

@@ -103,11 +103,23 @@ def test_a_slow_cable_slows_and_breaks_nothing(net: Network, tmp_path: Path) -> 
     assert all(neighbours == len(found) for node in nodes for _, neighbours, found, *_ in node.done["rounds"])
 
 
-def test_latency_and_loss(net: Network, tmp_path: Path) -> None:
-    """50 ms each way and 1 % of packets lost at every host."""
+IMPAIRMENTS = {
+    "latency": "delay 50ms 10ms",
+    "loss": "loss 2%",
+    "rate": "rate 20mbit",
+    "all three": "delay 25ms 5ms loss 1% rate 100mbit",
+}
+
+
+@pytest.mark.parametrize(
+    "what",
+    [name if name == "all three" else pytest.param(name, marks=pytest.mark.slow) for name in IMPAIRMENTS],
+)
+def test_latency_loss_and_rate(net: Network, tmp_path: Path, what: str) -> None:
+    """Of what every host sends."""
     try:
         for host in range(NODES):
-            net.shape(host, "netem", "delay", "25ms", "5ms", "loss", "1%", "rate", "100mbit")
+            net.shape(host, "netem", *IMPAIRMENTS[what].split())
     except NoNetworkError as error:
         pytest.skip(str(error))
     with on(net, tmp_path, rounds=12, seconds=0.0) as fleet:

@@ -15,7 +15,7 @@ from flower_edge.clients import gossip_mod
 from flower_edge.gossip import GossipPlan
 from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import PeerSettings
-from flower_edge.strategies import HostedGossip, ServerlessGossip, TooFewNodesError
+from flower_edge.strategies import CheckpointError, HostedGossip, ServerlessGossip, TooFewNodesError
 
 NODE_IDS = [907, 12, 500, 43, 88, 311]
 FAST = PeerSettings(connect_timeout=20, peer_timeout=5, redial_interval=0.1, farewell_timeout=5)
@@ -229,6 +229,97 @@ def test_a_certificate_that_is_not_the_one_it_says(
 
     assert "Rejected the reply of node 907: its certificate has fingerprint" in caplog.text
     assert result.train_metrics_clientapp[1]["nodes-failed"] == 1
+
+
+def training_metrics(result: object) -> dict[int, dict]:
+    """Of every round, without what clocks and sockets measured."""
+    measured = {"exchange-seconds", "busiest-node-bytes"}
+    rounds = result.train_metrics_clientapp
+    return {r: {k: v for k, v in metrics.items() if k not in measured} for r, metrics in rounds.items()}
+
+
+def test_what_a_lost_reply_said_is_in_the_next_one(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    lost = iter([True])
+
+    def lose(partition: int, message: Message, reply: Message) -> Message | None:
+        session = message.metadata.message_type == "train.gossip"
+        return None if session and partition == 2 and next(lost, False) else reply
+
+    whole = ServerlessGossip(plan, rounds_per_session=3, settings=FAST).start(grid, initial, num_rounds=6)
+    grid.fault = lose
+    result = ServerlessGossip(plan, rounds_per_session=3, settings=FAST).start(grid, initial, num_rounds=6)
+
+    assert next(lost, None) is None
+    assert training_metrics(result) == training_metrics(whole)
+    for found in (result, whole):
+        total = [metrics["busiest-node-bytes"] for metrics in found.train_metrics_clientapp.values()]
+        assert total == sorted(total)
+
+
+class PowerCutError(Exception):
+    """The ServerApp is gone."""
+
+
+@pytest.mark.parametrize("when", ["before the replies arrive", "after the session"])
+def test_a_run_goes_on_after_its_server_was_killed(
+    when: str, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord, tmp_path: Path
+) -> None:
+    """In its second session, which the boards do to its end."""
+    whole = ServerlessGossip(plan, rounds_per_session=3, settings=FAST).start(grid, initial, num_rounds=8)
+
+    class Killed(ServerlessGossip):
+        def aggregate_train(self, server_round: int, replies: object) -> object:
+            if server_round == 2 and when == "before the replies arrive":
+                raise PowerCutError
+            return super().aggregate_train(server_round, replies)
+
+        def aggregate_evaluate(self, server_round: int, replies: object) -> object:
+            if server_round == 2:
+                raise PowerCutError
+            return super().aggregate_evaluate(server_round, replies)
+
+    file = tmp_path / "run.json"
+    arguments = {"rounds_per_session": 3, "settings": FAST, "resume": file}
+    with pytest.raises(PowerCutError):
+        Killed(plan, **arguments).start(grid, initial, num_rounds=8)
+    before = len(grid.sent)
+    result = ServerlessGossip(plan, export=6, **arguments).start(grid, initial, num_rounds=8)
+
+    assert training_metrics(result) == training_metrics(whole)
+    assert result.evaluate_metrics_clientapp == whole.evaluate_metrics_clientapp
+    expected = hosted(plan, grid.app, initial, 8)["weight"]
+    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected, rtol=1e-5)
+    again = grid.sent[before:]
+    assert not any(message.content.array_records for message in again), "models are on the boards' disks"
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["run.json"]
+
+    finished = ServerlessGossip(plan, **arguments).start(grid, initial, num_rounds=8)
+    assert training_metrics(finished) == training_metrics(whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "does not say where a run of sessions stands"),
+        (b"[]", "does not say where a run of sessions stands"),
+        (b'{"version": 2}', "another version, expected 1"),
+        (b'{"version": 1, "plan": "x", "run": "a"}', "a run by another plan"),
+        (b'{"version": 1, "plan": "PLAN", "run": "../a"}', "does not say where a run of sessions stands"),
+        (b'{"version": 1, "plan": "PLAN", "run": "a", "reports": {"1": {"9": {}}}}', "expected a whole one"),
+        (b'{"version": 1, "plan": "PLAN", "run": "a", "evaluations": {"x": {}}}', "does not say where a run"),
+    ],
+)
+def test_a_resume_file_that_is_none(
+    content: bytes, message: str, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.json"
+    file.write_bytes(content.replace(b"PLAN", plan.digest().encode()))
+
+    with pytest.raises(CheckpointError, match=message):
+        ServerlessGossip(plan, resume=file).start(grid, initial)
+    assert not grid.sent
 
 
 REPLIES = {

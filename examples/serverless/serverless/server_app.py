@@ -24,6 +24,7 @@ def main(grid: Grid, context: Context) -> None:
         rounds_per_session=config["rounds-per-session"],
         export=config["export"],
         fraction_evaluate=config["fraction-evaluate"],
+        resume=config["resume"] or None,
     )
     result = strategy.start(
         grid,

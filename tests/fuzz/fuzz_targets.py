@@ -1,0 +1,304 @@
+"""What reads bytes from others: each target takes any bytes, and lets nothing escape but what it documents.
+
+A target that has read something checks what its reader promises. Where a checksum would keep random changes
+out, a second target of the same reader puts the right one in."""
+
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from flower_edge.gossip import GossipPlan, Int4, Int8, SignNorm, TopK
+from flower_edge.gossip._messages import Letter, seal, unseal
+from flower_edge.gossip.codec import Layout, is_finite
+from flower_edge.gossip.compressor import BFloat16, Codec, CodecError, Float32
+from flower_edge.gossip.delta import TapDelta
+from flower_edge.peer import (
+    Fp32,
+    FrameError,
+    Identity,
+    Member,
+    PayloadError,
+    PeerSession,
+    PeerSettings,
+    fingerprint,
+    rows_of,
+)
+from flower_edge.peer.frames import (
+    CHUNK_BYTES,
+    HEADER_BYTES,
+    LARGEST_ROUND,
+    Frame,
+    Kind,
+    decode,
+    model_frames,
+)
+from flower_edge.peer.identity import server_name, subject
+from flower_edge.peer.inbox import MOST_SPARE, Inbox
+from flower_edge.peer.neighbour import Neighbour
+from flower_edge.peer.part import run_id
+
+RUN = run_id("fuzz")
+ELEMENTS = 97
+LAST_ROUND = 9
+ARRAYS = {
+    "conv": np.linspace(-1, 1, 72, dtype=np.float32).reshape(4, 2, 3, 3),
+    "bias": np.zeros(5, np.float32),
+    "fc": np.ones((4, 5), np.float32),
+}
+LAYOUT = Layout.of(ARRAYS)
+assert LAYOUT.size == ELEMENTS
+VECTOR = LAYOUT.flatten(ARRAYS)[0]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that reads bytes.
+
+    `seeds` are good inputs, from which changes start."""
+
+    read: Callable[[bytes], None]
+    seeds: tuple[bytes, ...]
+
+
+# -------------------------------------------------------------------- frames
+
+CONTROLS = tuple(Frame(kind, RUN, 1, 3).encode() for kind in Kind if kind is not Kind.MODEL)
+MODEL = next(model_frames(RUN, 1, 3, "fp32", Fp32().encode(VECTOR)))
+
+
+def read_frame(data: bytes) -> None:
+    try:
+        frame = decode(data)
+    except FrameError:
+        return
+    assert frame.offset + len(frame.chunk) <= frame.size or not frame.size
+    assert frame.round <= LARGEST_ROUND
+    assert len(frame.chunk) <= CHUNK_BYTES
+    assert decode(frame.encode()).encode() == frame.encode()
+
+
+def read_frame_with_right_checksum(data: bytes) -> None:
+    """The length, too."""
+    if len(data) >= HEADER_BYTES:
+        header = data[: HEADER_BYTES - 8] + (len(data) - HEADER_BYTES).to_bytes(4, "little")
+        checksum = zlib.crc32(data[HEADER_BYTES:], zlib.crc32(header))
+        data = header + checksum.to_bytes(4, "little") + data[HEADER_BYTES:]
+    read_frame(data)
+
+
+# -------------------------------------------------------------------- models and what is said between them
+
+RECORD = 8
+"""Kind, round, codec, size (2), offset (2), length of the chunk; what follows is cut into such records."""
+
+CODECS = ("fp32", "bf16", "")
+
+
+def records(data: bytes) -> list[Frame]:
+    """Frames as a neighbour could send them who knows the format and has the key."""
+    frames = []
+    while len(data) >= RECORD:
+        kind, round_, codec = data[0] % 8, data[1] % 16, CODECS[data[2] % 3]
+        size, offset = int.from_bytes(data[3:5], "little"), int.from_bytes(data[5:7], "little")
+        chunk, data = data[RECORD : RECORD + 2 * data[7]], data[RECORD + 2 * data[7] :]
+        frames.append(Frame(kind, RUN, 1, round_, codec, size, offset, chunk))  # type: ignore[arg-type]
+    return frames
+
+
+def record(kind: int, round_: int, offset: int = 0, chunk: bytes = b"", size: int = 0) -> bytes:
+    header = (
+        bytes([kind, round_, 0 if kind == Kind.MODEL else 2])
+        + size.to_bytes(2, "little")
+        + offset.to_bytes(2, "little")
+    )
+    return header + bytes([len(chunk) // 2]) + chunk
+
+
+def model_of(round_: int) -> bytes:
+    payload = bytes(Fp32().encode(VECTOR))
+    return record(2, round_, 0, payload[:200], 4 * ELEMENTS) + record(
+        2, round_, 200, payload[200:], 4 * ELEMENTS
+    )
+
+
+def read_into_inbox(data: bytes) -> None:
+    inbox = Inbox(Fp32(), ELEMENTS, largest=1e8)
+    for frame in records(data):
+        try:
+            whole = inbox.add(decode(frame.encode()))
+        except (FrameError, PayloadError):
+            continue
+        if whole:
+            model = inbox.model_of(frame.round)
+            assert model is not None
+            assert is_finite(model)
+            assert len(model) == ELEMENTS
+            assert np.abs(model).max() <= 1e8
+        if frame.round % 3 == 0:
+            inbox.release()
+        buffers = [inbox._payload, *inbox._spare, *inbox._handed]
+        assert all(len(buffer) <= 4 * ELEMENTS for buffer in buffers)
+        assert len(inbox._spare) <= MOST_SPARE
+
+
+ROWS = rows_of(GossipPlan.from_matrix(np.full((2, 2), 0.5)), 0)
+
+
+def neighbour() -> Neighbour:
+    """The near end of a link, node 0's, that nothing is connected to."""
+    session = PeerSession(
+        0,
+        ROWS,
+        [Member(1, "127.0.0.1:9")],
+        VECTOR,
+        lambda model, round_: (model, {}),
+        run="fuzz",
+        listen="127.0.0.1:0",
+        identity=None,
+        settings=PeerSettings(insecure=True),
+    )
+    return session._neighbours(LAST_ROUND)[1]
+
+
+def hear_from_neighbour(data: bytes) -> None:
+    """Frames in any order; kind 7 is the near end, which goes on to the next round."""
+    near = neighbour()
+    counted = set()
+    for frame in records(data):
+        if frame.kind == 7:
+            if near.link.round < LAST_ROUND:
+                near.enter(near.link.round + 1)
+                near.link.settled = None
+                near.link.begin(near.link.round + 1)
+                near.link.sent()
+        else:
+            try:
+                near.take(frame.encode())
+            except FrameError:
+                continue
+        if near.link.outcome.value == "counted":
+            counted.add(near.link.round)
+    assert near.their_round <= LAST_ROUND
+    assert all(1 <= round_ <= LAST_ROUND for round_ in counted)
+
+
+# -------------------------------------------------------------------- codecs and messages
+
+COMPRESSORS = {
+    "fp32": Float32(),
+    "bf16": BFloat16(),
+    "int8": Int8(),
+    "int4": Int4(),
+    "sign": SignNorm(),
+    "top-k": TopK(0.1),
+}
+
+
+def read_codec(codec: Codec, data: bytes) -> None:
+    try:
+        vector = codec.decode(data)
+    except CodecError:
+        return
+    assert vector.shape == (ELEMENTS,)
+    assert is_finite(vector)
+
+
+def read_body(codec: Codec, data: bytes) -> None:
+    """What follows the right header."""
+    read_codec(codec, codec._header + data)
+
+
+def read_letter(data: bytes) -> None:
+    try:
+        letter = unseal(data, "choco")
+    except CodecError:
+        return
+    assert len(letter.catch_up) + len(letter.payload) < len(data)
+    assert seal(letter) == data
+
+
+def read_payload(data: bytes) -> None:
+    try:
+        vector = Fp32().decode(memoryview(data), ELEMENTS)
+    except ValueError:
+        return
+    assert vector.shape == (ELEMENTS,)
+
+
+DELTA = TapDelta(LAYOUT)
+
+
+def read_delta(data: bytes) -> None:
+    try:
+        moved = DELTA.apply(VECTOR, data)
+    except ValueError:
+        return
+    assert is_finite(moved)
+
+
+def read_delta_with_right_checksum(data: bytes) -> None:
+    read_delta(data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little"))
+
+
+# -------------------------------------------------------------------- plans and certificates
+
+PLAN = GossipPlan.from_matrix(np.full((3, 3), 1 / 3))
+CERTIFICATE = Identity.temporary().certificate
+
+
+def read_plan(data: bytes) -> None:
+    text = "{" + data.decode("utf-8", "replace")
+    try:
+        plan = GossipPlan.from_json(text)
+    except ValueError:
+        return
+    assert GossipPlan.from_json(json.dumps(json.loads(text))).digest() == plan.digest()
+
+
+def read_certificate(data: bytes) -> None:
+    for reader in (fingerprint, subject, server_name):
+        try:
+            reader(data)
+        except ValueError:
+            continue
+
+
+def codec_targets() -> dict[str, Target]:
+    targets = {}
+    for name, compressor in COMPRESSORS.items():
+        codec = compressor.codec(LAYOUT)
+        message = codec.encode(VECTOR)
+        targets[f"codec {name}"] = Target(partial(read_codec, codec), (message,))
+        targets[f"body {name}"] = Target(partial(read_body, codec), (message[len(codec._header) :],))
+    return targets
+
+
+TARGETS = {
+    "frame": Target(read_frame, (*CONTROLS, MODEL)),
+    "frame, checksum right": Target(read_frame_with_right_checksum, (*CONTROLS, MODEL)),
+    "inbox": Target(read_into_inbox, (model_of(1) + model_of(2), model_of(3))),
+    "neighbour": Target(
+        hear_from_neighbour,
+        (
+            record(1, 1)
+            + record(7, 0)
+            + model_of(1)
+            + record(3, 1)
+            + record(7, 0)
+            + model_of(2)
+            + record(3, 2),
+            record(7, 0) + record(4, 1) + record(5, 1) + record(6, 9),
+        ),
+    ),
+    **codec_targets(),
+    "letter": Target(read_letter, (seal(Letter("choco", 1, 2, b"catch up", b"payload")),)),
+    "payload": Target(read_payload, (bytes(Fp32().encode(VECTOR)),)),
+    "delta": Target(read_delta, (DELTA.encode(VECTOR + 1, VECTOR),)),
+    "delta, checksum right": Target(read_delta_with_right_checksum, (DELTA.encode(VECTOR + 1, VECTOR),)),
+    "plan": Target(read_plan, (json.dumps(json.loads(PLAN.to_json())).encode()[1:],)),
+    "certificate": Target(read_certificate, (CERTIFICATE,)),
+}
