@@ -166,6 +166,7 @@ def _session(context: Context, order: ConfigRecord, files: NodeFiles, model: Nam
         settings=settings,
         state=files.state,
         extra=model.extra,
+        overlap=bool(order.get("overlap", False)),
     )
 
 

@@ -74,6 +74,9 @@ class ServerlessGossip(Strategy):
         With a compressor: `flower_edge.gossip.ChocoCopies` (the default for a plan of one phase), `LinkChoco`
         (for others), `DeepSqueeze` or `PlainQuantised`, as they are or as
         ``functools.partial(LinkChoco, gamma=0.5)``.
+    overlap : bool (default: False)
+        Whether nodes exchange models while they train for the next round; see `PeerSession`. A round then
+        takes the longer of the two instead of both.
     settings : PeerSettings, optional
         What nodes wait for how long, and whether links may be in clear text.
     connect_timeout : float (default: 300.0)
@@ -114,6 +117,7 @@ class ServerlessGossip(Strategy):
         robust: str | None = None,
         compressor: Compressor | None = None,
         mixer: MakeMixer | None = None,
+        overlap: bool = False,
         settings: PeerSettings | None = None,
         connect_timeout: float = 300.0,
         resume: str | Path | None = None,
@@ -143,6 +147,7 @@ class ServerlessGossip(Strategy):
         self.mixer: MakeMixer = (
             named_mixer(robust) if compressor is None else mixer_of_boards(plan, mixer, compressor, robust)
         )
+        self.overlap = overlap
         self.settings = PeerSettings() if settings is None else settings
         self.connect_timeout = connect_timeout
         self.resume = None if resume is None else Path(resume)
@@ -284,6 +289,11 @@ class ServerlessGossip(Strategy):
                 result.evaluate_metrics_clientapp[self._last] = found
 
     def _hosted(self) -> HostedGossip:
+        if self.overlap:
+            raise ValueError(
+                "overlap=True is for sessions between boards, and these simulated nodes are hosted, where a "
+                "round trains with the mixed model: leave it out"
+            )
         log(INFO, "These nodes are simulated and have no addresses: their gossip is hosted (HostedGossip)")
         return HostedGossip(
             self.plan,
@@ -404,6 +414,7 @@ class ServerlessGossip(Strategy):
                 "settings": json.dumps(asdict(self.settings)),
                 "robust": self.robust or "",
                 "compression": told,
+                "overlap": self.overlap,
                 "export": exports,
                 "arrayrecord-key": self.arrayrecord_key,
                 "configrecord-key": self.configrecord_key,

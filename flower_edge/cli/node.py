@@ -51,6 +51,7 @@ def node(config: Annotated[Path, Argument(metavar="CONFIG.toml", show_default=Fa
         settings=given.settings,
         state=given.state,
         extra=model.extra,
+        overlap=given.overlap,
     )
     if session.resumed is not None:
         model.restore(session.resumed.extra)

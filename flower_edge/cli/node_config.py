@@ -36,6 +36,7 @@ _OPTIONAL = {
     "compressor": (str, dict),
     "algorithm": _TEXT,
     "gamma": (float, int),
+    "overlap": (bool,),
     "settings": (dict,),
     "peers": (list,),
 }
@@ -59,6 +60,7 @@ class NodeConfig:
     robust : str or None
     compression : callable or None
         Takes the model's layout, if models travel in few bytes.
+    overlap : bool
     settings : PeerSettings
     state, result : Path or None
     """
@@ -74,6 +76,7 @@ class NodeConfig:
     identity: Identity | None
     robust: str | None
     compression: Callable[[Layout], Compression] | None
+    overlap: bool
     settings: PeerSettings
     state: Path | None
     result: Path | None
@@ -129,6 +132,7 @@ class NodeConfig:
             identity=_identity(table, folder),
             robust=_robust(table),
             compression=_compression(table, plan),
+            overlap=table.get("overlap", False),
             settings=PeerSettings(**settings),
             state=folder / table["state"] if "state" in table else None,
             result=folder / table["result"] if "result" in table else None,
@@ -203,7 +207,7 @@ def _check_keys(
             raise ValueError(
                 f"{where} has {key!r}, expected {sorted(required)} and perhaps {sorted(optional)}"
             )
-        if not isinstance(value, types) or isinstance(value, bool):
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             expected = " or ".join(_NAMES[kind] for kind in types)
             raise ValueError(f"{where} has {key!r} = {value!r:.60}, expected {expected}")
 
@@ -212,6 +216,7 @@ _NAMES = {
     str: "a text",
     int: "a whole number",
     float: "a number",
+    bool: "true or false",
     dict: "a table",
     list: "a list of tables",
 }
