@@ -214,8 +214,9 @@ def _read_memory(archive: zipfile.ZipFile, node: int, fleet: Fleet, specs: list[
     memory: State = {}
     for name, shape, dtype in specs:
         spec = ArraySpec(_memory_name(node, name), tuple(shape), dtype)
-        counts = dtype == "int64" and spec.size <= MAX_COUNTS * fleet.plan.n
-        if not counts and (dtype, spec.shape) != ("float32", (fleet.layout.size,)):
+        counts = dtype in ("int64", "float64") and spec.size <= MAX_COUNTS * fleet.plan.n
+        vector = dtype in ("float32", "float64") and spec.shape == (fleet.layout.size,)
+        if not counts and not vector:
             raise CheckpointError(
                 f"the checkpoint claims to hold {spec}, expected vectors of the model or few counts"
             )

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from flower_edge.gossip.codec import Arrays, Carried, Layout, Vector, is_finite
 from flower_edge.gossip.compressor import Compressor
+from flower_edge.gossip.directed import DirectedPlan
 from flower_edge.gossip.mixer import Mixer, State
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.kernels import mix
@@ -43,7 +44,7 @@ class Fleet:
 
     def __init__(
         self,
-        plan: GossipPlan,
+        plan: GossipPlan | DirectedPlan,
         initial: Arrays,
         mixer: Callable[..., Mixer[Any]],
         compressor: Compressor | None = None,
@@ -157,7 +158,12 @@ class Fleet:
         for node, model in enumerate(self.models):
             for part in parts:
                 here = slice(part.start, part.stop)
-                received = {j: _part(outgoing[j][node], here) for j in _neighbours(rows, node, part.live)}
+                received = {
+                    j: _part(outgoing[j][node], here)
+                    for j in _neighbours(rows, node, part.live)
+                    # In a directed graph not everybody who is heard of hears.
+                    if node in outgoing[j]
+                }
                 for j, message in received.items():
                     size = memoryview(message).nbytes
                     self.sent[j] += size

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from flower_edge.gossip.compressor import Compressor
+from flower_edge.gossip.directed import DirectedPlan
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.strategies import checkpoint
 from flower_edge.strategies.binding import BindBy, NodeBinding, TooFewNodesError
@@ -50,9 +51,9 @@ class HostedGossip(ResumableStrategy):
 
     Parameters
     ----------
-    plan : GossipPlan
-        Who mixes with whom, and with which weights. As many nodes have to be connected at the start as it
-        has.
+    plan : GossipPlan or DirectedPlan
+        Who mixes with whom, and with which weights; by a directed plan with `flower_edge.gossip.PushSum`. As
+        many nodes have to be connected at the start as it has.
     min_nodes : int (default: 2)
         The least number of nodes that have to train well in a round; with fewer the run stops with a
         `TooFewNodesError`.
@@ -127,7 +128,7 @@ class HostedGossip(ResumableStrategy):
 
     def __init__(
         self,
-        plan: GossipPlan,
+        plan: GossipPlan | DirectedPlan,
         *,
         min_nodes: int = 2,
         fraction_evaluate: float = 1.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 from flower_edge.gossip.choco import ChocoSGD
@@ -10,15 +11,17 @@ from flower_edge.gossip.codec import Layout
 from flower_edge.gossip.compressed import CompressedMixer
 from flower_edge.gossip.compression import ALGORITHMS, Compression, default_algorithm, to_named
 from flower_edge.gossip.compressor import Compressor
+from flower_edge.gossip.directed import DirectedPlan
 from flower_edge.gossip.link_choco import LinkChoco
 from flower_edge.gossip.mixer import DPSGD, Mixer
 from flower_edge.gossip.plan import GossipPlan
+from flower_edge.gossip.push_sum import PushSum
 
 MakeMixer: TypeAlias = Callable[..., Mixer[Any]]
 
 
 def choose_mixer(
-    plan: GossipPlan,
+    plan: GossipPlan | DirectedPlan,
     mixer: MakeMixer | None,
     compressor: Compressor | None,
     *,
@@ -43,6 +46,13 @@ def choose_mixer(
     ValueError
         If mixer and compressor do not go together, or with the plan, or it cannot mix in parts.
     """
+    if isinstance(plan, DirectedPlan):
+        if mixer is not None or compressor is not None or in_parts:
+            raise ValueError(
+                "the plan is directed, and only PushSum mixes by such plans: leave out mixer, compressor and "
+                "mix_untrained"
+            )
+        return partial(PushSum, plan=plan)
     if mixer is None:
         mixer = DPSGD if compressor is None else ChocoSGD if len(plan.phases) == 1 else LinkChoco
     arguments: dict[str, Any] = {}

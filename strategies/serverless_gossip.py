@@ -127,6 +127,11 @@ class ServerlessGossip(Strategy):
         train_metrics_aggr_fn: MetricsAggregation = weighted_mean,
         evaluate_metrics_aggr_fn: MetricsAggregation = mean_min_max,
     ) -> None:
+        if not isinstance(plan, GossipPlan):
+            raise ValueError(
+                f"received a {type(plan).__name__}, expected a GossipPlan: by a directed plan mix with "
+                "HostedGossip, or PeerSession and PushSum"
+            )
         if rounds_per_session < 1:
             raise ValueError(f"rounds_per_session is {rounds_per_session}; expected at least 1")
         if not 0 <= export <= plan.n:

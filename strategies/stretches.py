@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flower_edge.gossip.codec import Layout
+from flower_edge.gossip.directed import DirectedPlan
 from flower_edge.gossip.plan import GossipPlan
 
 
@@ -77,7 +78,7 @@ def live_links(plan: GossipPlan, server_round: int, live: Collection[int]) -> np
 
 
 def energy(
-    plan: GossipPlan, server_round: int, parts: Collection[Stretch], compression: float = 1.0
+    plan: GossipPlan | DirectedPlan, server_round: int, parts: Collection[Stretch], compression: float = 1.0
 ) -> npt.NDArray[np.float64]:
     """Return the Wh of each node in a round, shape (n,); *modelled*, zero for a plan without energy model.
 
@@ -86,7 +87,7 @@ def energy(
     it.
     """
     total = np.zeros(plan.n)
-    if plan.energy is None:
+    if isinstance(plan, DirectedPlan) or plan.energy is None:
         return total
     size = sum(part.size for part in parts)
     for part in parts:

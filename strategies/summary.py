@@ -5,6 +5,8 @@ from __future__ import annotations
 from logging import INFO, getLogger
 from typing import TYPE_CHECKING
 
+from flower_edge.gossip.directed import DirectedPlan
+
 if TYPE_CHECKING:
     from flower_edge.strategies.hosted_gossip import HostedGossip
 
@@ -29,7 +31,7 @@ def log_summary(strategy: HostedGossip) -> None:
         strategy.plan.spectral_gap,
     )
     log(INFO, "\t│\t├── Links of a node: %d to %d", links.min(), links.max())
-    if strategy.plan.energy is None:
+    if isinstance(strategy.plan, DirectedPlan) or strategy.plan.energy is None:
         log(INFO, "\t│\t└── Energy: no model")
     else:
         busiest = strategy.plan.energy_per_node(1).max()

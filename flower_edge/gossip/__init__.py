@@ -14,6 +14,7 @@ from flower_edge.gossip.consensus_step import consensus_step
 from flower_edge.gossip.contraction import asymptotic_contraction, contraction
 from flower_edge.gossip.convergence import Convergence
 from flower_edge.gossip.delta import TapDelta
+from flower_edge.gossip.directed import DirectedPlan
 from flower_edge.gossip.disagreement import (
     cyclic_disagreement,
     disagreement,
@@ -41,6 +42,7 @@ from flower_edge.gossip.mixer import DPSGD, Doubt, Mixer
 from flower_edge.gossip.node_rows import NodeRows
 from flower_edge.gossip.phase import Phase
 from flower_edge.gossip.plan import GossipPlan
+from flower_edge.gossip.push_sum import PushSum
 from flower_edge.gossip.quantise import Int4, Int8
 from flower_edge.gossip.radio import WAVELAN_2MBIT, PacketEnergy, Radio, RadioEnergy
 from flower_edge.gossip.rationed import rationed_schedule
@@ -68,6 +70,7 @@ __all__ = [
     "Compressor",
     "Convergence",
     "DeepSqueeze",
+    "DirectedPlan",
     "Doubt",
     "EnergyModel",
     "Fastest",
@@ -84,6 +87,7 @@ __all__ = [
     "Phase",
     "PlainQuantised",
     "Pruned",
+    "PushSum",
     "Radio",
     "RadioEnergy",
     "RegularGraph",

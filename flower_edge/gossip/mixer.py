@@ -52,12 +52,16 @@ class Mixer(ABC, Generic[Message]):
         alone. A property of the class.
     linkwise : bool, default False
         Whether a link that fails contributes nothing, and one in doubt can be settled later, though something
-        is remembered. A property of the class. Sessions between boards need this or `memoryless`.
+        is remembered. A property of the class. Sessions between boards need this, or one of its neighbours.
+    one_way : bool, default False
+        Whether a message may be lost without the other end knowing: what was in it comes with a later one.
+        `outgoing` then has messages for those alone that this node sends to. A property of the class.
     """
 
     separable: ClassVar[bool] = False
     memoryless: ClassVar[bool] = False
     linkwise: ClassVar[bool] = False
+    one_way: ClassVar[bool] = False
 
     def __init__(self, node: int) -> None:
         self.node = node

@@ -77,6 +77,11 @@ class Connection:
         self._model, self._on_sent = frames, on_sent
         self._work.set()
 
+    @property
+    def sends(self) -> bool:
+        """Whether a model is being sent."""
+        return self._on_sent is not _nothing
+
     def drop_model(self) -> None:
         """Send no more of the model."""
         self._model, self._on_sent = iter(()), _nothing

@@ -86,6 +86,12 @@ class Inbox:
             self._handed.append(self._payload)
         return self._model
 
+    def newest(self) -> tuple[int, Any] | None:
+        """Return the round and the model that came last, if it is whole; it stays until `release`."""
+        if self._round is None or (model := self.model_of(self._round)) is None:
+            return None
+        return self._round, model
+
     def release(self) -> None:
         """Use the memory of all models that were handed out for others."""
         self._spare += [buffer for buffer in self._handed if buffer is not self._payload]

@@ -32,6 +32,8 @@ class Neighbour:
         The near end.
     terms : str
         What both ends have to agree on: codec, and algorithm where there is a choice.
+    one_way : bool
+        Whether messages go each way on their own; see `pass_on`.
     last_round : int
         Of the run: frames of later ones are refused.
     settings : PeerSettings
@@ -56,6 +58,7 @@ class Neighbour:
         run: bytes,
         node: int,
         terms: str,
+        one_way: bool,
         last_round: int,
         settings: PeerSettings,
         refusals: Refusals,
@@ -69,12 +72,13 @@ class Neighbour:
         self._run = run
         self._node = node
         self._terms = terms
+        self._one_way = one_way
         self._last_round = last_round
         self._settings = settings
         self._refusals = refusals
         self._connection: Connection | None = None
         self._theirs: Any = None
-        self._here = self._lost_in = 0
+        self._here = self._lost_in = self._heard_in = 0
         self._changed = asyncio.Event()
 
     @property
@@ -139,6 +143,8 @@ class Neighbour:
             self._take_model(frame)
         elif frame.kind is Kind.BYE:
             self.finished = True
+        elif frame.kind is Kind.READY and self._one_way:
+            self._heard_in = max(self._heard_in, frame.round)
         elif frame.kind is not Kind.HELLO:
             self._say(self.link.heard(frame.kind, frame.round))
         if self.their_round > self.link.round and self.link.outcome is Outcome.OPEN:
@@ -216,6 +222,41 @@ class Neighbour:
             return self.link.outcome, self._theirs
         return Outcome.FAILED, None
 
+    async def pass_on(self, round: int, frames: Sequence[bytes] | None, *, awaits: bool) -> Any:
+        """Send a message and take one, neither of which depends on the other; return what came, or None.
+
+        The other end's ``READY`` says that it has taken this end's message. It is waited for, so that both
+        keep pace and nothing is overtaken, for no longer than `peer_timeout`; nothing follows if it is lost.
+
+        Parameters
+        ----------
+        round : int
+        frames : sequence of bytes or None
+            The near end's message, None if it sends none.
+        awaits : bool
+            Whether the neighbour sends one.
+        """
+        if frames is not None and (self.present or not self._sends):
+            self._post_model(frames)
+        deadline = asyncio.get_running_loop().time() + self._settings.peer_timeout
+        taken = None
+        while True:
+            newest = self._inbox.newest() if awaits and taken is None else None
+            if newest is not None and newest[0] >= round:
+                taken = newest[1]
+                self._send(Kind.READY, newest[0])
+            waits = (awaits and taken is None) or (frames is not None and self._heard_in < round)
+            if not waits or not self.present or self.finished or self.their_round > round:
+                break
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+            except TimeoutError:
+                self.present = False
+        # One that came too late for its own round is as good in this one.
+        return taken if newest is None or taken is not None else newest[1]
+
     def release(self) -> None:
         """Let go of the models that `exchange` returned: they are mixed."""
         self._theirs = None
@@ -223,8 +264,15 @@ class Neighbour:
 
     def sit_out(self, round: int) -> None:
         """Let a round go by; the neighbour need not wait."""
+        if self._one_way:
+            return
         self._say(self.link.begin(round))
         self._say(self.link.give_up())
+
+    @property
+    def _sends(self) -> bool:
+        """Whether a message is still on its way: a new one would take its place."""
+        return self._connection is not None and self._connection.sends
 
     def _post_model(self, frames: Sequence[bytes]) -> None:
         if self._connection is not None:

@@ -10,6 +10,7 @@ from flower_edge.gossip.codec import Vector, is_finite
 from flower_edge.gossip.compressed import CompressedMixer
 from flower_edge.gossip.mixer import Mixer
 from flower_edge.gossip.plan import GossipPlan
+from flower_edge.gossip.push_sum import PushSum
 from flower_edge.peer.frames import RUN_BYTES
 from flower_edge.peer.identity import Identity
 from flower_edge.peer.members import Member, by_node
@@ -85,7 +86,12 @@ def codec_and_terms(mixer: Mixer[Any], codec: Codec | None) -> tuple[Codec, str]
     ValueError
         If there is a codec for a mixer that has one of its own.
     """
-    if not isinstance(mixer, CompressedMixer):
+    if isinstance(mixer, PushSum):
+        sealed: Codec = Sealed(mixer, mixer.largest_message)
+    elif isinstance(mixer, CompressedMixer):
+        largest = mixer.largest_message
+        sealed = Sealed(mixer, lambda elements: largest)
+    else:
         codec = Fp32() if codec is None else codec
         return codec, codec.name
     if codec is not None:
@@ -93,4 +99,4 @@ def codec_and_terms(mixer: Mixer[Any], codec: Codec | None) -> tuple[Codec, str]
             f"{type(mixer).__name__} sends bytes of its own, in {mixer.codec_name}, received codec "
             f"{codec.name!r}: leave it out"
         )
-    return Sealed(mixer, mixer.largest_message), mixer.terms
+    return sealed, mixer.terms

@@ -1,6 +1,6 @@
 """What mixers send ↔ the bytes that a link carries."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,18 +86,18 @@ class Sealed:
     ----------
     mixer : Mixer of bytes
         Its `read` says what is good.
-    largest_message : int
-        The most bytes that a neighbour's mixer makes.
+    largest_message : callable
+        Returns the most bytes that a neighbour's mixer makes, of so many elements.
     """
 
-    def __init__(self, mixer: Mixer[bytes], largest_message: int) -> None:
+    def __init__(self, mixer: Mixer[bytes], largest_message: Callable[[int], int]) -> None:
         self.name = mixer.codec_name
         self._mixer = mixer
         self._largest = largest_message
 
     def largest(self, elements: int) -> int:
         """Return the most bytes that the mixer makes."""
-        return self._largest
+        return self._largest(elements)
 
     def encode(self, message: bytes) -> bytes:
         """Return the bytes."""

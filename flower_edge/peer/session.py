@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from flower_edge.gossip.codec import Vector, is_finite
 from flower_edge.gossip.mixer import DPSGD, Mixer
+from flower_edge.gossip.push_sum import PushSum
 from flower_edge.peer.dialler import Dialler
 from flower_edge.peer.doubts import Doubts
 from flower_edge.peer.frames import hello, model_frames
@@ -119,7 +120,7 @@ class PeerSession:
         check_model(model)
         if self._mixer.node != node:
             raise ValueError(f"received the mixer of node {self._mixer.node}, expected that of {node}")
-        if not self._mixer.memoryless and not self._mixer.linkwise:
+        if not (self._mixer.memoryless or self._mixer.linkwise or self._mixer.one_way):
             raise ValueError(
                 f"{type(self._mixer).__name__} cannot leave out a link that fails, or settle one later: use "
                 "a mixer that is `memoryless`, such as DPSGD, or `linkwise`, such as ChocoCopies or LinkChoco"
@@ -266,6 +267,8 @@ class PeerSession:
     ) -> tuple[dict[int, Any], dict[int, Any]]:
         """Return the neighbours' models that count, and those that may."""
         others = _others(row, self.node)
+        if isinstance(self._mixer, PushSum):
+            return await self._passed_on(round, others, trained, self._mixer), {}
         there = [j for j in others if self._fleet[j].is_there(round)]
         frames = self._frames(round, self._mixer.outgoing(trained, there))
         found = await asyncio.gather(*(self._fleet[j].exchange(round, frames.get(j)) for j in others))
@@ -280,6 +283,17 @@ class PeerSession:
             if model is not None and outcome is not Outcome.FAILED:
                 (counted if outcome is Outcome.COUNTED else doubtful)[j] = model
         return counted, doubtful
+
+    async def _passed_on(
+        self, round: int, others: Sequence[int], trained: Vector, mixer: PushSum
+    ) -> dict[int, Any]:
+        """Return what came, each way on its own."""
+        there = [j for j in others if self._fleet[j].connected and not self._fleet[j].finished]
+        frames = self._frames(round, mixer.outgoing(trained, there))
+        found = await asyncio.gather(
+            *(self._fleet[j].pass_on(round, frames.get(j), awaits=j in mixer.senders) for j in others)
+        )
+        return {j: message for j, message in zip(others, found, strict=True) if message is not None}
 
     def _frames(self, round: int, outgoing: Mapping[int, Any]) -> dict[int, list[bytes]]:
         """Return what goes to each neighbour; what is the same for several is encoded once."""
@@ -323,6 +337,7 @@ class PeerSession:
                 run=self._run,
                 node=self.node,
                 terms=self._terms,
+                one_way=self._mixer.one_way,
                 last_round=last_round,
                 settings=self._settings,
                 refusals=self._refusals,

@@ -178,7 +178,7 @@ class State:
             if isinstance(error, StateError):
                 raise
             raise StateError(f"cannot read {str(path)!r}: {error}") from error
-        vectors = [model, *(array for array in arrays.values() if array.dtype == np.float32)]
+        vectors = [model, *(array for array in arrays.values() if array.dtype.kind == "f")]
         if not all(map(is_finite, vectors)):
             raise StateError(f"{str(path)!r} has NaN or infinity in its model, or in what belongs to it")
         if any(open_.doubt.change.shape != model.shape for open_ in state.doubts.values()):
