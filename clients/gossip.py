@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from flower_edge.gossip.mixer import Mixer
 from flower_edge.gossip.node_rows import NodeRows
 from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import Member, NamedModel, PeerSession, PeerSettings, SessionReport
+from flower_edge.strategies.meeting import is_simulated, loopback_address, meet
 from flower_edge.strategies.records import only_arrays, to_numpy, to_record
 from flower_edge.strategies.session_rounds import OWN
 
@@ -62,7 +62,7 @@ def gossip_mod(app: ClientApp) -> ClientApp:
         answer: dict[str, Any] = {"partition-id": messages.partition(context)}
         asked = message.content.config_records.get(GOSSIP)
         if asked is not None:
-            answer |= _introduction(str(asked["run"]), context)
+            answer |= _answer(asked, context)
         return Message(RecordDict({GOSSIP: ConfigRecord(answer)}), reply_to=message)
 
     @app.train(GOSSIP)
@@ -97,29 +97,36 @@ def gossip_mod(app: ClientApp) -> ClientApp:
     return app
 
 
-def _introduction(run: str, context: Context) -> dict[str, Any]:
+def _answer(asked: ConfigRecord, context: Context) -> dict[str, Any]:
+    """Return what a server asks for: who this node is, or whether it and the others are here together."""
+    run = str(asked["run"])
+    if "meet" in asked:
+        if not is_simulated():
+            raise ValueError("only simulated nodes meet")
+        return {"met": meet(run, messages.partition(context), _integer(asked, "meet"))}
+    return _introduction(run, context, direct=asked.get("direct") is True)
+
+
+def _introduction(run: str, context: Context, *, direct: bool) -> dict[str, Any]:
     """Return what others need to know of this node to exchange models with it."""
     address = context.node_config.get("gossip-address")
+    simulated = address is None and is_simulated()
+    if simulated and direct:
+        address = loopback_address()
     if address is None:
-        return {"address": "", "simulated": _is_simulated()}
+        return {"address": "", "simulated": simulated}
     Member(0, str(address))
     files = NodeFiles.of(context, run)
     identity = files.identity()
     state = files.kept(messages.partition(context))
     return {
         "address": str(address),
-        "simulated": False,
+        "simulated": simulated,
         "certificate": identity.certificate.decode(),
         "fingerprint": identity.fingerprint,
         "codecs": list(COMPRESSORS),
         "round": -1 if state is None else state.round,
     }
-
-
-def _is_simulated() -> bool:
-    """Whether this process is a worker of Flower's Simulation Engine, which runs in ray."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
 
 
 def _model(
@@ -152,7 +159,9 @@ def _session(context: Context, order: ConfigRecord, files: NodeFiles, model: Nam
     node = _integer(order, "node")
     rows = [{int(j): float(weight) for j, weight in row.items()} for row in json.loads(str(order["rows"]))]
     settings = PeerSettings(**json.loads(str(order["settings"])))
-    listen = context.node_config.get("gossip-listen", context.node_config.get("gossip-address"))
+    # A simulated node has no address but the one that it chose when it was asked.
+    address = context.node_config.get("gossip-address", order.get("address"))
+    listen = context.node_config.get("gossip-listen", address)
     return PeerSession(
         node,
         rows,

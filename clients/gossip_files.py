@@ -17,6 +17,7 @@ from flower_edge.clients.untold_rounds import UntoldRounds
 from flower_edge.gossip.codec import ArraySpec, Layout, Vector
 from flower_edge.peer import Identity, State, StateError
 from flower_edge.peer.part import run_id
+from flower_edge.strategies.meeting import is_simulated, simulated_root
 
 KEPT_RUNS = 3
 """Folders of so many runs stay; older ones are removed when a new run begins."""
@@ -44,11 +45,12 @@ class NodeFiles:
     def of(cls, context: Context, run: str) -> NodeFiles:
         """Return the files of this node, in a folder that is there.
 
-        It lies below ``gossip-folder`` of the node config, by default below ``$XDG_STATE_HOME/flower_edge``.
+        It lies below ``gossip-folder`` of the node config, by default below ``$XDG_STATE_HOME/flower_edge``;
+        that of a simulated node in the folder for temporary files, until the run is over.
         """
         if not run.isalnum():
             raise ValueError(f"received run {run!r:.60}, expected letters and digits")
-        above = _root(context) / f"node-{context.node_id}"
+        above = _root(context, run) / f"node-{context.node_id}"
         folder = above / run
         if not folder.exists():
             folder.mkdir(mode=0o700, parents=True)
@@ -124,10 +126,12 @@ class NodeFiles:
         self.state.unlink(missing_ok=True)
 
 
-def _root(context: Context) -> Path:
+def _root(context: Context, run: str) -> Path:
     given = context.node_config.get("gossip-folder")
     if given is not None:
         return Path(str(given))
+    if is_simulated():
+        return simulated_root(run)
     state_home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state_home) / "flower_edge"
 

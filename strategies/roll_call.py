@@ -40,7 +40,7 @@ class Board:
     codecs: tuple[str, ...]
 
 
-def roll_call(grid: Grid, n: int, run: str, *, insecure: bool) -> dict[int, Board]:
+def roll_call(grid: Grid, n: int, run: str, *, insecure: bool, direct: bool) -> dict[int, Board]:
     """Ask all connected nodes who they are; return those that can take part, by their index in the plan.
 
     Parameters
@@ -52,6 +52,8 @@ def roll_call(grid: Grid, n: int, run: str, *, insecure: bool) -> dict[int, Boar
         Under this name a node keeps its key and its model.
     insecure : bool
         Whether certificates are of no use.
+    direct : bool
+        Whether simulated nodes choose an address on this machine.
     """
     boards: dict[int, Board] = {}
     twice: set[int] = set()
@@ -62,7 +64,7 @@ def roll_call(grid: Grid, n: int, run: str, *, insecure: bool) -> dict[int, Boar
             twice.add(partition)
         boards[partition] = board
 
-    question = RecordDict({"gossip": ConfigRecord({"run": run})})
+    question = RecordDict({"gossip": ConfigRecord({"run": run, "direct": direct})})
     queries = [
         Message(question, dst_node_id=node_id, message_type=PARTITION_QUERY)
         for node_id in sorted(grid.get_node_ids())

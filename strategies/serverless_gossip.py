@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -26,6 +26,7 @@ from flower_edge.peer import PeerSettings
 from flower_edge.strategies.binding import TooFewNodesError, wait_for_nodes
 from flower_edge.strategies.checkpoint import CheckpointError
 from flower_edge.strategies.hosted_gossip import HostedGossip
+from flower_edge.strategies.meeting import check_together, forget
 from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
 from flower_edge.strategies.mixing import MakeMixer, compression, mixer_of_boards
 from flower_edge.strategies.records import checked_weight, to_numpy, to_record
@@ -49,7 +50,7 @@ class ServerlessGossip(Strategy):
 
     Needs ClientApps made by `flower_edge.clients.edge_client_app`, or with
     `flower_edge.clients.gossip_mod`. In Flower's Simulation Engine, where nodes have no addresses, the same
-    app runs with `HostedGossip`; the log says so.
+    app runs with `HostedGossip` unless `simulation` says otherwise; the log says so.
 
     Parameters
     ----------
@@ -77,6 +78,9 @@ class ServerlessGossip(Strategy):
     overlap : bool (default: False)
         Whether nodes exchange models while they train for the next round; see `PeerSession`. A round then
         takes the longer of the two instead of both.
+    simulation : {"hosted", "direct"} (default: "hosted")
+        What simulated nodes do: let the host mix, or exchange models over this machine's loopback, for which
+        the Simulation Engine has to run all of them at the same time.
     settings : PeerSettings, optional
         What nodes wait for how long, and whether links may be in clear text.
     connect_timeout : float (default: 300.0)
@@ -118,6 +122,7 @@ class ServerlessGossip(Strategy):
         compressor: Compressor | None = None,
         mixer: MakeMixer | None = None,
         overlap: bool = False,
+        simulation: Literal["hosted", "direct"] = "hosted",
         settings: PeerSettings | None = None,
         connect_timeout: float = 300.0,
         resume: str | Path | None = None,
@@ -152,7 +157,10 @@ class ServerlessGossip(Strategy):
         self.mixer: MakeMixer = (
             named_mixer(robust) if compressor is None else mixer_of_boards(plan, mixer, compressor, robust)
         )
+        if simulation not in ("hosted", "direct"):
+            raise ValueError(f"simulation is {simulation!r:.60}; expected 'hosted' or 'direct'")
         self.overlap = overlap
+        self.simulation = simulation
         self.settings = PeerSettings() if settings is None else settings
         self.connect_timeout = connect_timeout
         self.resume = None if resume is None else Path(resume)
@@ -217,10 +225,26 @@ class ServerlessGossip(Strategy):
         result = self._taken_up()
         wait_for_nodes(grid, self.plan.n, self.connect_timeout)
         self._boards = self._present(grid)
-        if self._boards and all(board.simulated for board in self._boards.values()):
+        simulated = bool(self._boards) and all(board.simulated for board in self._boards.values())
+        if simulated and self.simulation == "hosted":
             return self._hosted().start(
                 *(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
             )
+        asked = (num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
+        run = self._simulated if simulated else self._sessions
+        return run(grid, initial_arrays, result, *asked)
+
+    def _sessions(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        result: Result,
+        num_rounds: int,
+        timeout: float,
+        train_config: ConfigRecord | None,
+        evaluate_config: ConfigRecord | None,
+        evaluate_fn: EvaluateFn | None,
+    ) -> Result:
         log(INFO, "Starting %s strategy: %d rounds", type(self).__name__, num_rounds)
         self.summary()
         started = time.time()
@@ -241,6 +265,17 @@ class ServerlessGossip(Strategy):
         for line in io.StringIO(str(result)):
             log(INFO, "\t%s", line.rstrip("\n"))
         return result
+
+    def _simulated(self, grid: Grid, *rest: Any) -> Result:
+        """Run sessions between simulated nodes, and remove what they have kept."""
+        if self.resume is not None:
+            raise ValueError("simulated nodes keep nothing for another run: leave out resume, or direct")
+        try:
+            check_together(grid, self._progress.run, self.plan.n)
+            log(INFO, "These nodes are simulated, and exchange models over this machine's loopback")
+            return self._sessions(grid, *rest)
+        finally:
+            forget(self._progress.run)
 
     def _taken_up(self) -> Result:
         """Return what is known of the run: nothing, or what the resume file says."""
@@ -370,13 +405,19 @@ class ServerlessGossip(Strategy):
 
     def _present(self, grid: Grid) -> dict[int, Board]:
         """Return the nodes that can take part."""
-        boards = roll_call(grid, self.plan.n, self._progress.run, insecure=self.settings.insecure)
+        boards = roll_call(
+            grid,
+            self.plan.n,
+            self._progress.run,
+            insecure=self.settings.insecure,
+            direct=self.simulation == "direct",
+        )
         if len(boards) < self.min_nodes:
             raise TooFewNodesError(
                 f"{len(boards)} of {self.plan.n} nodes can take part; min_nodes is {self.min_nodes}. "
                 "The lines above say why the others cannot"
             )
-        if all(board.simulated for board in boards.values()):
+        if self.simulation == "hosted" and all(board.simulated for board in boards.values()):
             return boards
         self._check_codecs(boards)
         if homeless := sorted(node for node, board in boards.items() if board.member is None):
@@ -409,6 +450,7 @@ class ServerlessGossip(Strategy):
             {
                 "run": self._progress.run,
                 "node": node,
+                "address": "" if (own := self._boards[node].member) is None else own.address,
                 "first-round": self._first,
                 "last-round": self._last,
                 "told-round": self._rounds.told(node),

@@ -103,7 +103,7 @@ def test_wire_bytes_are_those_of_the_codec() -> None:
             assert 4 * len(message) < sum(getattr(r, name) for r in report.rounds) <= 1.01 * 4 * len(message)
 
 
-@pytest.mark.parametrize("make", [ChocoCopies, LinkChoco, DeepSqueeze])
+@pytest.mark.parametrize("make", [ChocoCopies, pytest.param(LinkChoco, marks=pytest.mark.slow), DeepSqueeze])
 def test_wires_that_break_keep_the_mean(plan: GossipPlan, make: Make) -> None:
     async def run() -> tuple[Fleet, list]:
         fleet = compressed(plan, make, Int4(), 60_000, seconds=0.002)

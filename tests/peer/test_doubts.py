@@ -25,8 +25,17 @@ MIXERS = {
 }
 
 
-@pytest.mark.parametrize("counts", [True, False])
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize(
+    ("mixer", "counts"),
+    [
+        ("ChocoCopies", True),
+        ("DPSGD", False),
+        pytest.param("ChocoCopies", False, marks=pytest.mark.slow),
+        pytest.param("DPSGD", True, marks=pytest.mark.slow),
+        pytest.param("LinkChoco", True, marks=pytest.mark.slow),
+        pytest.param("LinkChoco", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_doubt_survives_the_node(
     mixer: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
