@@ -4,6 +4,7 @@ A target that has read something checks what its reader promises. Where a checks
 out, a second target of the same reader puts the right one in."""
 
 import json
+import ssl
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -267,6 +268,11 @@ def read_certificate(data: bytes) -> None:
             continue
 
 
+def read_certificate_in_der(data: bytes) -> None:
+    """Whose base64 is right."""
+    read_certificate(ssl.DER_cert_to_PEM_cert(data).encode())
+
+
 def codec_targets() -> dict[str, Target]:
     targets = {}
     for name, compressor in COMPRESSORS.items():
@@ -301,4 +307,7 @@ TARGETS = {
     "delta, checksum right": Target(read_delta_with_right_checksum, (DELTA.encode(VECTOR + 1, VECTOR),)),
     "plan": Target(read_plan, (json.dumps(json.loads(PLAN.to_json())).encode()[1:],)),
     "certificate": Target(read_certificate, (CERTIFICATE,)),
+    "certificate, base64 right": Target(
+        read_certificate_in_der, (ssl.PEM_cert_to_DER_cert(CERTIFICATE.decode()),)
+    ),
 }
