@@ -5,6 +5,7 @@ A node needs numpy alone to load a `GossipPlan` and to mix. Making a plan needs 
 
 from flower_edge.gossip.bilevel import full_graph_plan, optimize
 from flower_edge.gossip.choco import ChocoSGD
+from flower_edge.gossip.choco_copies import ChocoCopies
 from flower_edge.gossip.choice import Candidate, Choice
 from flower_edge.gossip.codec import ArraySpec, Layout
 from flower_edge.gossip.compressed import CompressedMixer, DeepSqueeze, PlainQuantised
@@ -36,7 +37,8 @@ from flower_edge.gossip.learned import learned_cycle
 from flower_edge.gossip.link_choco import LinkChoco
 from flower_edge.gossip.matcha import Matcha, matcha
 from flower_edge.gossip.matchings import cyclic_matchings, matchings, random_matchings, with_pauses
-from flower_edge.gossip.mixer import DPSGD, Mixer
+from flower_edge.gossip.mixer import DPSGD, Doubt, Mixer
+from flower_edge.gossip.node_rows import NodeRows
 from flower_edge.gossip.phase import Phase
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.gossip.quantise import Int4, Int8
@@ -56,6 +58,7 @@ __all__ = [
     "BFloat16",
     "BroadcastEnergy",
     "Candidate",
+    "ChocoCopies",
     "ChocoSGD",
     "Choice",
     "ClippedGossip",
@@ -65,6 +68,7 @@ __all__ = [
     "Compressor",
     "Convergence",
     "DeepSqueeze",
+    "Doubt",
     "EnergyModel",
     "Fastest",
     "Float32",
@@ -75,6 +79,7 @@ __all__ = [
     "LinkChoco",
     "Matcha",
     "Mixer",
+    "NodeRows",
     "PacketEnergy",
     "Phase",
     "PlainQuantised",

@@ -72,3 +72,9 @@ def unseal(message: Payload, algorithm: str) -> Letter:
     if catch_up > len(body):
         raise CodecError(f"the message is cut off: {len(body)} bytes after its header, {catch_up} announced")
     return Letter(algorithm, epoch, exchanges, body[:catch_up], body[catch_up:])
+
+
+def in_step(letter: Letter, counts: tuple[int, int]) -> bool:
+    """Whether the other end knows of as many epochs and exchanges of the link."""
+    epoch, exchanges = counts
+    return (letter.epoch, letter.exchanges) == (epoch % _LARGEST_COUNT, exchanges % _LARGEST_COUNT)

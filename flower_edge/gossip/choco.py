@@ -8,10 +8,9 @@ import numpy as np
 
 from flower_edge.gossip._messages import Letter, seal, unseal
 from flower_edge.gossip.codec import Vector
-from flower_edge.gossip.compressed import CompressedMixer
+from flower_edge.gossip.compressed import CompressedMixer, Links
 from flower_edge.gossip.compressor import Codec, Float32
 from flower_edge.gossip.mixer import State
-from flower_edge.gossip.plan import GossipPlan
 from flower_edge.kernels import mix
 
 PATIENCE = 8
@@ -61,7 +60,8 @@ class ChocoSGD(CompressedMixer):
     The same heals memories that disagree (a message that one end alone has counted, a node that came back
     without its state): messages carry the number of exchanges of their link, and the epoch, the number
     of beginnings. Beginning anew moves the mean once, by at most γ/n Σ_i ‖Σ_j W_ij (x̂_j − x̂_i)‖; the round
-    of it passes without mixing. Where links fail often, `LinkChoco` is the better choice.
+    of it passes without mixing. Where links fail often, `LinkChoco` is the better choice, and between boards
+    `ChocoCopies`, since a node that is not there cannot pull.
 
     Parameters
     ----------
@@ -75,11 +75,12 @@ class ChocoSGD(CompressedMixer):
     """
 
     algorithm = "choco"
+    linkwise = False
 
     def __init__(
         self,
         node: int,
-        plan: GossipPlan,
+        plan: Links,
         codec: Codec,
         gamma: float | None = None,
         start: Vector | None = None,
@@ -138,6 +139,10 @@ class ChocoSGD(CompressedMixer):
         if published is not None and heard:
             self._move(published, {j: vectors[j] for j in heard}, row)
         return mix(out, [model, self._pull], [1.0, self.gamma])
+
+    def read(self, message: bytes) -> list[Vector]:
+        """Return what is new, and what was missed; see `Mixer.read`."""
+        return self._vectors(unseal(message, self.algorithm))
 
     def state(self) -> State:
         """Return both memories, what is owed, and the counts; see `Mixer.state`."""

@@ -1,7 +1,9 @@
 """Gossip in few bytes that needs no copies of neighbours: plain quantised exchange, and DeepSqueeze."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import blake2b
+from typing import Protocol
 
 import numpy as np
 
@@ -9,11 +11,26 @@ from flower_edge.gossip._messages import LONGEST_HEADER, Letter, seal, unseal
 from flower_edge.gossip.codec import Vector, is_finite
 from flower_edge.gossip.compressor import Codec
 from flower_edge.gossip.consensus_step import consensus_step
-from flower_edge.gossip.mixer import Mixer, State
+from flower_edge.gossip.mixer import Doubt, Mixer, State
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.kernels import mix
 
 _NODE_BITS = 32
+
+
+class Links(Protocol):
+    """What a mixer needs to know of a plan; a `GossipPlan` is one, and so is `NodeRows`."""
+
+    @property
+    def n(self) -> int:
+        """Number of nodes."""
+
+    @property
+    def phases(self) -> Sequence[object]:
+        """One entry for each phase."""
+
+    def neighbours(self, node: int, t: int) -> list[int]:
+        """Return the nodes with which `node` exchanges models in round `t`."""
 
 
 class CompressedMixer(Mixer[bytes]):
@@ -23,8 +40,8 @@ class CompressedMixer(Mixer[bytes]):
     ----------
     node : int
         This node's index in the plan.
-    plan : GossipPlan
-        Equal at all nodes, as are the others.
+    plan : GossipPlan or NodeRows
+        Equal at all nodes, as are the others. The rows of one node will do where `gamma` is given.
     codec : Codec
         How a vector becomes bytes.
     gamma : float, optional
@@ -40,11 +57,12 @@ class CompressedMixer(Mixer[bytes]):
     """
 
     algorithm: str
+    linkwise = True
 
     def __init__(
         self,
         node: int,
-        plan: GossipPlan,
+        plan: Links,
         codec: Codec,
         gamma: float | None = None,
         start: Vector | None = None,
@@ -62,14 +80,25 @@ class CompressedMixer(Mixer[bytes]):
         self._draws = 0
 
     @classmethod
-    def default_gamma(cls, plan: GossipPlan, codec: Codec) -> float:
+    def default_gamma(cls, plan: Links, codec: Codec) -> float:
         """Return the step size for a plan and a codec: `consensus_step` unless overridden."""
+        if not isinstance(plan, GossipPlan):
+            raise ValueError(
+                f"gamma of {cls.__name__} follows from a whole plan, received a {type(plan).__name__}: "
+                "give gamma"
+            )
         return consensus_step(plan, codec.contraction)
 
     @property
     def codec_name(self) -> str:
         """The codec's."""
         return self.codec.name
+
+    @property
+    def terms(self) -> str:
+        """The algorithm, its codec, γ, and what memories begin as."""
+        start = blake2b(self.start.tobytes(), digest_size=8).hexdigest() if self.start.any() else "zeros"
+        return f"{self.algorithm}, {self.codec_name}, gamma {self.gamma!r}, start {start}"
 
     @property
     def largest_message(self) -> int:
@@ -81,6 +110,10 @@ class CompressedMixer(Mixer[bytes]):
         payload = self.codec.encode(vector, self._draws << _NODE_BITS | self.node)
         self._draws += 1
         return payload, self.codec.decode(payload)
+
+    def read(self, message: bytes) -> list[Vector]:
+        """Return the vector that a message brings; see `Mixer.read`."""
+        return [self.codec.decode(unseal(message, self.algorithm).payload)]
 
     def step(
         self,
@@ -103,6 +136,25 @@ class CompressedMixer(Mixer[bytes]):
         """Raise a ValueError unless a state has exactly these arrays."""
         if state.keys() != set(expected):
             raise ValueError(f"received the memories {sorted(state)}, expected {sorted(expected)}")
+
+    def check_links(self, state: State, kinds: Collection[str]) -> dict[int, list[int]]:
+        """Return the counts of each link of a state: its epoch, and its exchanges.
+
+        Its links need not be this node's: a plan may have been repaired since.
+
+        Raises
+        ------
+        ValueError
+            If they are no counts, or there is a vector that is not one of `kinds` of one of the links.
+        """
+        links = {j: counts for j, *counts in self.check_counts(state, "links", 3)}
+        vectors = {name for name in state if "/" in name}
+        if strange := vectors - {f"{kind}/{j}" for j in links for kind in kinds}:
+            raise ValueError(
+                f"received the memories {sorted(strange)}, expected those of links {list(links)}"
+            )
+        self.check_vectors(state, vectors)
+        return links
 
     def check_vectors(self, state: State, names: Collection[str]) -> None:
         """Raise a ValueError unless these arrays of a state are finite vectors of the model's size."""
@@ -133,7 +185,7 @@ class _Broadcast(CompressedMixer):
     def __init__(
         self,
         node: int,
-        plan: GossipPlan,
+        plan: Links,
         codec: Codec,
         gamma: float | None = None,
         start: Vector | None = None,
@@ -148,11 +200,21 @@ class _Broadcast(CompressedMixer):
         payload, self._sent = self.compressed(vector)
         return dict.fromkeys(neighbours, seal(Letter(self.algorithm, 0, 0, b"", payload)))
 
+    def in_doubt(
+        self,
+        model: Vector,
+        row: Mapping[int, float],
+        received: Mapping[int, bytes],
+        neighbour: int,
+        message: bytes,
+    ) -> Doubt:
+        """Return what a neighbour's message changes if its link counts; see `Mixer.in_doubt`."""
+        (theirs,) = self.read(message)
+        ours = theirs if self._sent is None else self._sent
+        return Doubt(np.float32(self.gamma * row[neighbour]) * (theirs - ours), {})
+
     def _arrived(self, row: Mapping[int, float], received: Mapping[int, bytes]) -> dict[int, Vector]:
-        return {
-            j: self.codec.decode(unseal(received[j], self.algorithm).payload)
-            for j in self.present(row, received)
-        }
+        return {j: self.read(received[j])[0] for j in self.present(row, received)}
 
 
 class PlainQuantised(_Broadcast):
@@ -168,7 +230,7 @@ class PlainQuantised(_Broadcast):
     algorithm = "plain"
 
     @classmethod
-    def default_gamma(cls, plan: GossipPlan, codec: Codec) -> float:
+    def default_gamma(cls, plan: Links, codec: Codec) -> float:
         """Return 1: no error is fed back, so that none can grow."""
         return 1.0
 
@@ -216,7 +278,7 @@ class DeepSqueeze(_Broadcast):
     def __init__(
         self,
         node: int,
-        plan: GossipPlan,
+        plan: Links,
         codec: Codec,
         gamma: float | None = None,
         start: Vector | None = None,
@@ -244,6 +306,21 @@ class DeepSqueeze(_Broadcast):
         if arrived and compensated is not None and sent is not None:
             np.subtract(compensated, sent, out=self._error)
         return self.step(model, sent, arrived, row, out)
+
+    def in_doubt(
+        self,
+        model: Vector,
+        row: Mapping[int, float],
+        received: Mapping[int, bytes],
+        neighbour: int,
+        message: bytes,
+    ) -> Doubt:
+        """Return what a neighbour's message changes if its link counts; see `Mixer.in_doubt`."""
+        doubt = super().in_doubt(model, row, received, neighbour, message)
+        if self._compensated is not None and self._sent is not None:
+            # The neighbour has most likely read what was sent.
+            np.subtract(self._compensated, self._sent, out=self._error)
+        return doubt
 
     def state(self) -> State:
         """Return the error, and how many random numbers were drawn; see `Mixer.state`."""

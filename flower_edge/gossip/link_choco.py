@@ -4,12 +4,11 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from flower_edge.gossip._messages import Letter, seal, unseal
+from flower_edge.gossip._messages import Letter, in_step, seal, unseal
 from flower_edge.gossip.codec import Vector
-from flower_edge.gossip.compressed import CompressedMixer
+from flower_edge.gossip.compressed import CompressedMixer, Links
 from flower_edge.gossip.compressor import Codec
-from flower_edge.gossip.mixer import State
-from flower_edge.gossip.plan import GossipPlan
+from flower_edge.gossip.mixer import Doubt, State
 
 MEMORY = 2**30
 """Bytes that a node's references may take unless it is told otherwise."""
@@ -26,11 +25,11 @@ class LinkChoco(CompressedMixer):
 
     It needs no weights that stay, so every plan will do, and no γ below 1 (docs/compression.md). A link that
     fails, for both ends, contributes nothing in that round, and its reference waits: nothing has to be
-    caught up with, and the mean is kept. Messages carry the number of exchanges of their link; if they
-    disagree (a message that one end alone has counted, a node that came back without its state), both ends
-    see it, skip the round and begin the reference anew. In return, a node keeps a vector for each of its
-    neighbours in any round (CHOCO-SGD with weights that change would keep one more), and sends each
-    neighbour a message of its own.
+    caught up with, and the mean is kept. Messages carry the number of exchanges of their link and its epoch,
+    how often its reference was begun; if they disagree (a message that one end alone has counted, a node that
+    came back without its state), both ends see it, skip the round and begin the reference anew. In return, a
+    node keeps a vector for each of its neighbours in any round (CHOCO-SGD with weights that change would keep
+    one more), and sends each neighbour a message of its own.
 
     Parameters
     ----------
@@ -50,7 +49,7 @@ class LinkChoco(CompressedMixer):
     def __init__(
         self,
         node: int,
-        plan: GossipPlan,
+        plan: Links,
         codec: Codec,
         gamma: float | None = None,
         start: Vector | None = None,
@@ -64,12 +63,12 @@ class LinkChoco(CompressedMixer):
                 f"than {memory}: use a plan with fewer links, DeepSqueeze, which keeps one vector, or "
                 "ChocoSGD with a static plan, or allow more memory"
             )
-        self._exchanges = dict.fromkeys(sorted(neighbours), 0)
+        self._counts = dict.fromkeys(sorted(neighbours), (0, 0))
         self._references: dict[int, Vector] = {}
         self._sent: dict[int, Vector] = {}
 
     @classmethod
-    def default_gamma(cls, plan: GossipPlan, codec: Codec) -> float:
+    def default_gamma(cls, plan: Links, codec: Codec) -> float:
         """Return 1: the error of a link falls with the difference between its own ends."""
         return 1.0
 
@@ -78,12 +77,10 @@ class LinkChoco(CompressedMixer):
         self._sent = {}
         letters: dict[int, bytes] = {}
         for j in neighbours:
-            if j not in self._exchanges:
-                raise KeyError(
-                    f"node {self.node} has no link to {j} in this plan, but to {list(self._exchanges)}"
-                )
+            if j not in self._counts:
+                raise KeyError(f"node {self.node} has no link to {j} in this plan, but to {[*self._counts]}")
             payload, self._sent[j] = self.compressed(model - self._references.get(j, self.start))
-            letters[j] = seal(Letter(self.algorithm, 0, self._exchanges[j], b"", payload))
+            letters[j] = seal(Letter(self.algorithm, *self._counts[j], b"", payload))
         return letters
 
     def mix(
@@ -99,37 +96,67 @@ class LinkChoco(CompressedMixer):
         out = np.empty_like(model) if out is None else out
         out[:] = model
         for j, theirs in arrived.items():
-            if letters[j].exchanges != self._exchanges[j]:
-                self._references.pop(j, None)
-                self._exchanges[j] = 0
+            if not in_step(letters[j], self._counts[j]):
+                self._begin(j, letters[j].epoch)
             elif (ours := self._sent.get(j)) is not None:
                 # Alike at both ends, up to the sign, and to the bit: so is the sum below.
-                out += np.float32(self.gamma * row[j]) * (theirs - ours)
+                out += self._share(row, j) * (theirs - ours)
                 self._advance(j, ours + theirs)
         self._sent = {}
         return out
 
+    def in_doubt(
+        self,
+        model: Vector,
+        row: Mapping[int, float],
+        received: Mapping[int, bytes],
+        neighbour: int,
+        message: bytes,
+    ) -> Doubt:
+        """Return what a neighbour's message changes if its link counts; see `Mixer.in_doubt`."""
+        letter, ours = unseal(message, self.algorithm), self._sent[neighbour]
+        if not in_step(letter, self._counts[neighbour]):
+            return Doubt(np.zeros_like(model), {"epoch": np.array([letter.epoch])})
+        theirs = self.codec.decode(letter.payload)
+        return Doubt(self._share(row, neighbour) * (theirs - ours), {"moves": ours + theirs})
+
+    def settle(self, neighbour: int, doubt: Doubt) -> None:
+        """Move the reference of a link that counted after all; see `Mixer.settle`."""
+        if neighbour not in self._counts:
+            return
+        if "moves" in doubt.memories:
+            self._advance(neighbour, doubt.memories["moves"].copy())
+        else:
+            self._begin(neighbour, int(doubt.memories["epoch"][0]))
+
     def state(self) -> State:
         """Return the references, and the counts; see `Mixer.state`."""
+        links = [[j, *counts] for j, counts in self._counts.items()]
         return {
             "draws": np.array([[self._draws]]),
-            "links": np.array([*self._exchanges.items()], np.int64).reshape(-1, 2),
+            "links": np.array(links, np.int64).reshape(-1, 3),
             **{f"reference/{j}": reference for j, reference in self._references.items()},
         }
 
     def restore(self, state: State) -> None:
-        """Take over a state; see `Mixer.restore`."""
-        known = {f"reference/{j}" for j in self._exchanges}
-        self.check_names(state, ["draws", "links", *(state.keys() & known)])
+        """Take over a state; see `Mixer.restore`. Links that this plan lacks are forgotten."""
+        links = self.check_links(state, ["reference"])
+        names = {j: f"reference/{j}" for j, (_, exchanges) in links.items() if exchanges}
+        self.check_names(state, ["draws", "links", *names.values()])
         ((draws,),) = self.check_counts(state, "draws", 1)
-        exchanges = {row[0]: row[1] for row in self.check_counts(state, "links", 2)}
-        if list(exchanges) != list(self._exchanges):
-            raise ValueError(f"received links to {list(exchanges)}, expected {list(self._exchanges)}")
-        names = {f"reference/{j}": j for j, count in exchanges.items() if count}
-        self.check_names(state, ["draws", "links", *names])
-        self.check_vectors(state, names)
-        self._draws, self._exchanges = draws, exchanges
-        self._references = {j: state[name].copy() for name, j in names.items()}
+        self._draws = draws
+        for j, (epoch, exchanges) in links.items():
+            if j in self._counts:
+                self._counts[j] = epoch, exchanges
+        self._references = {j: state[name].copy() for j, name in names.items() if j in self._counts}
+
+    def _share(self, row: Mapping[int, float], neighbour: int) -> np.float32:
+        return np.float32(self.gamma * row[neighbour])
+
+    def _begin(self, neighbour: int, their_epoch: int) -> None:
+        """Begin a reference anew, as the other end does in the same round."""
+        self._references.pop(neighbour, None)
+        self._counts[neighbour] = max(self._counts[neighbour][0], their_epoch) + 1, 0
 
     def _advance(self, neighbour: int, moves: Vector) -> None:
         moves *= np.float32(0.5)
@@ -137,4 +164,5 @@ class LinkChoco(CompressedMixer):
             self._references[neighbour] += moves
         else:
             self._references[neighbour] = moves + self.start
-        self._exchanges[neighbour] += 1
+        epoch, exchanges = self._counts[neighbour]
+        self._counts[neighbour] = epoch, exchanges + 1

@@ -1,8 +1,8 @@
 """Gossip algorithms, seen from one node."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,21 @@ from flower_edge.kernels import mix
 
 Message = TypeVar("Message")
 State: TypeAlias = dict[str, npt.NDArray[Any]]
+
+
+class Doubt(NamedTuple):
+    """What follows if a link counted in a round that is over: one end counted it, the other cannot know.
+
+    Attributes
+    ----------
+    change : ndarray of float32, shape (d,)
+        To be added to the model.
+    memories : dict of str to ndarray
+        For `Mixer.settle`.
+    """
+
+    change: Vector
+    memories: State
 
 
 class Mixer(ABC, Generic[Message]):
@@ -35,10 +50,14 @@ class Mixer(ABC, Generic[Message]):
     memoryless : bool, default False
         Whether nothing is remembered from one call to the next, so that a node can start again from its model
         alone. A property of the class.
+    linkwise : bool, default False
+        Whether a link that fails contributes nothing, and one in doubt can be settled later, though something
+        is remembered. A property of the class. Sessions between boards need this or `memoryless`.
     """
 
     separable: ClassVar[bool] = False
     memoryless: ClassVar[bool] = False
+    linkwise: ClassVar[bool] = False
 
     def __init__(self, node: int) -> None:
         self.node = node
@@ -47,6 +66,11 @@ class Mixer(ABC, Generic[Message]):
     def codec_name(self) -> str:
         """What both ends of a link have to agree on: in which codec messages are."""
         return "fp32"
+
+    @property
+    def terms(self) -> str:
+        """All that both ends of a link have to agree on, in ASCII; the codec's name unless overridden."""
+        return self.codec_name
 
     @abstractmethod
     def outgoing(self, model: Vector, neighbours: Collection[int]) -> dict[int, Message]:
@@ -99,6 +123,49 @@ class Mixer(ABC, Generic[Message]):
         ValueError
             If a message is none of this algorithm, codec and model. Nothing has changed then.
         """
+
+    def read(self, message: Message) -> Sequence[Vector]:
+        """Return the vectors that a message brings, so that they can be looked at before it counts.
+
+        Raises
+        ------
+        ValueError
+            If it is none of this algorithm, codec and model.
+        """
+        return [cast(Vector, message)]
+
+    def in_doubt(
+        self,
+        model: Vector,
+        row: Mapping[int, float],
+        received: Mapping[int, Message],
+        neighbour: int,
+        message: Message,
+    ) -> Doubt:
+        """Return what a neighbour's message changes if its link counts, which this end will learn later.
+
+        Called after `outgoing`, and before the `mix` that does without the message. Until the doubt is
+        settled nothing is exchanged with the neighbour. If it turns out that the link failed, nothing is to
+        be done.
+
+        Parameters
+        ----------
+        model, row
+            As in `mix`.
+        received : mapping of int to Message
+            What certainly counts.
+        neighbour : int
+            Whose link is in doubt.
+        message : Message
+            What it has sent.
+        """
+        if not self.memoryless:
+            raise NotImplementedError(f"{type(self).__name__} cannot settle a link after its round")
+        without = self.mix(model, row, received)
+        return Doubt(self.mix(model, row, {**received, neighbour: message}) - without, {})
+
+    def settle(self, neighbour: int, doubt: Doubt) -> None:
+        """Take note that a link counted after all; the caller adds `Doubt.change` to the model."""
 
     def state(self) -> State:
         """Return what is remembered from one round to the next, as arrays by name; nothing by default.

@@ -19,6 +19,7 @@ CHUNK_BYTES = 1 << 20
 LARGEST_FRAME = HEADER_BYTES + CHUNK_BYTES
 
 RUN_BYTES, CODEC_BYTES = 16, 16
+LARGEST_TERMS = 256
 LARGEST_NODE, LARGEST_ROUND = 2**32 - 1, 2**63 - 1
 
 
@@ -26,11 +27,15 @@ class FrameError(ValueError):
     """A frame that is damaged, or that nobody who keeps the rules would send."""
 
 
+class TermsError(FrameError):
+    """A neighbour that uses another codec, or mixes in another way."""
+
+
 class Kind(IntEnum):
     """What a frame says; `round` is the round that it speaks of."""
 
     HELLO = 1
-    """The sender is in this round."""
+    """The sender is in this round; the chunk says which codec and algorithm it uses, none that it is fp32."""
     MODEL = 2
     """A chunk of what the sender's mixer gives to its neighbours in this round."""
     READY = 3
@@ -57,14 +62,14 @@ class Frame:
     round : int
         Which round it speaks of.
     codec : str
-        Name of the codec of the payload that the chunk is a part of; at most 16 ASCII characters. Empty,
-        like the following, unless the kind is ``MODEL``.
+        Name of the codec of the payload that the chunk is a part of; at most 16 ASCII characters. Empty
+        unless the kind is ``MODEL``.
     size : int
         Bytes of the whole payload.
     offset : int
         Where the chunk begins in it.
     chunk : bytes or memoryview
-        At most `CHUNK_BYTES`.
+        At most `CHUNK_BYTES`; of a ``HELLO``, at most `LARGEST_TERMS`; of others, none.
     """
 
     kind: Kind
@@ -125,6 +130,12 @@ def decode(message: bytes) -> Frame:
     return frame
 
 
+def hello(run: bytes, node: int, round: int, terms: str) -> Frame:
+    """Return what a node says first: its round, and what it wants both ends to agree on."""
+    chunk = terms.encode("ascii")
+    return Frame(Kind.HELLO, run, node, round, size=len(chunk), chunk=chunk)
+
+
 def model_frames(
     run: bytes, node: int, round: int, codec: str, payload: bytes | memoryview
 ) -> Iterator[bytes]:
@@ -146,6 +157,12 @@ def model_frames(
 def _check(frame: Frame) -> None:
     if frame.round > LARGEST_ROUND:
         raise FrameError(f"received a frame of round {frame.round}, expected at most {LARGEST_ROUND}")
+    if frame.kind == Kind.HELLO:
+        if frame.codec or not len(frame.chunk) == frame.size <= LARGEST_TERMS or frame.offset:
+            raise FrameError(
+                f"received a HELLO with {len(frame.chunk)} bytes of terms, expected at most {LARGEST_TERMS}"
+            )
+        return
     if frame.kind != Kind.MODEL:
         if frame.codec or frame.size or frame.offset or len(frame.chunk):
             raise FrameError(f"received a {frame.kind.name} with a payload, expected none")

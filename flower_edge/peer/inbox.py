@@ -1,11 +1,10 @@
 """A neighbour's model, put together from its chunks in memory of a fixed size."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from flower_edge.gossip.codec import Vector
 from flower_edge.peer.frames import Frame, FrameError
 from flower_edge.peer.payload import Codec, PayloadError, check_vector
 
@@ -40,7 +39,7 @@ class Inbox:
         self._round: int | None = None
         self._payload = _nothing()
         self._filled = 0
-        self._vector: Vector | None = None
+        self._model: Any = None
         self._spare: list[Buffer] = []
         self._handed: list[Buffer] = []
 
@@ -76,16 +75,16 @@ class Inbox:
         self._filled = end
         if not frame.is_last:
             return False
-        self._vector = self._decoded()
+        self._model = self._decoded()
         return True
 
-    def model_of(self, round: int) -> Vector | None:
-        """Return the model of a round if it is here, whole; it stays what it is until `release`."""
-        if round != self._round or self._vector is None:
+    def model_of(self, round: int) -> Any:
+        """Return the model of a round if it is here, whole, else None; it stays until `release`."""
+        if round != self._round or self._model is None:
             return None
         if not any(self._payload is buffer for buffer in self._handed):
             self._handed.append(self._payload)
-        return self._vector
+        return self._model
 
     def release(self) -> None:
         """Use the memory of all models that were handed out for others."""
@@ -97,7 +96,7 @@ class Inbox:
         """Forget what has come so far; a model that was handed out stays what it is."""
         if not any(self._payload is buffer for buffer in self._handed):
             self._spare = [self._payload, *self._spare][:MOST_SPARE]
-        self._round, self._payload, self._filled, self._vector = None, _nothing(), 0, None
+        self._round, self._payload, self._filled, self._model = None, _nothing(), 0, None
 
     def _memory(self, size: int) -> Buffer:
         """Return that many bytes, used before where there are such."""
@@ -106,13 +105,15 @@ class Inbox:
                 return self._spare.pop(index)
         return np.empty(size, np.uint8)
 
-    def _decoded(self) -> Vector:
+    def _decoded(self) -> Any:
         try:
-            vector = self._codec.decode(self._payload.data, self._elements)
+            model = self._codec.decode(self._payload.data, self._elements)
+            vectors = self._codec.vectors(model)
         except ValueError as error:
             raise PayloadError(str(error)) from error
-        check_vector(vector, self._largest)
-        return vector
+        for vector in vectors:
+            check_vector(vector, self._largest)
+        return model
 
 
 def _nothing() -> Buffer:

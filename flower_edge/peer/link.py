@@ -36,6 +36,8 @@ class Link:
         Whether this end decides. Exactly one of the two does.
     last_counted : int, default 0
         What the coordinator remembers from before; no round has the number 0.
+    in_doubt : int, optional
+        What the participant has not been told before it stopped.
 
     Attributes
     ----------
@@ -50,12 +52,12 @@ class Link:
         it has done what follows from it.
     """
 
-    def __init__(self, *, coordinator: bool, last_counted: int = 0) -> None:
+    def __init__(self, *, coordinator: bool, last_counted: int = 0, in_doubt: int | None = None) -> None:
         self.coordinator = coordinator
         self.last_counted = last_counted
         self.round = 0
         self.outcome = Outcome.FAILED
-        self.in_doubt: int | None = None
+        self.in_doubt = in_doubt
         self.settled: bool | None = None
         self._sent = self._arrived = False
         self._spoilt = 0

@@ -8,7 +8,7 @@ import grpc
 
 from flower_edge.peer.channel import METHOD, SERVICE, options
 from flower_edge.peer.connection import BrokenError, Connection, next_message
-from flower_edge.peer.frames import FrameError, decode
+from flower_edge.peer.frames import FrameError, TermsError, decode
 from flower_edge.peer.identity import Identity, fingerprint
 from flower_edge.peer.members import port_of
 from flower_edge.peer.neighbour import Neighbour
@@ -23,6 +23,7 @@ WRONG_FINGERPRINT = "wrong fingerprint"
 UNKNOWN_NODE = "unknown node"
 OLD_TLS = "TLS older than 1.3"
 SILENT = "a link that says nothing"
+OTHER_TERMS = "another codec or algorithm"
 BAD_FRAME = "a frame that breaks the rules"
 
 
@@ -156,7 +157,7 @@ class Listener:
                 )
             neighbour.check(frame)
         except FrameError as error:
-            raise RefusedError(BAD_FRAME, str(error)) from None
+            raise RefusedError(_reason(error), str(error)) from None
         return neighbour
 
 
@@ -170,9 +171,13 @@ async def serve(neighbour: Neighbour, connection: Connection, refusals: Refusals
         why = str(error)
     except FrameError as error:
         why = str(error)
-        refusals.add(BAD_FRAME, f"node {neighbour.member.node}", why)
+        refusals.add(_reason(error), f"node {neighbour.member.node}", why)
     finally:
         neighbour.disconnect(connection, why)
+
+
+def _reason(error: FrameError) -> str:
+    return OTHER_TERMS if isinstance(error, TermsError) else BAD_FRAME
 
 
 def _shown(context: grpc.aio.ServicerContext) -> str:

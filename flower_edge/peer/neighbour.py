@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
-from flower_edge.gossip.codec import Vector
 from flower_edge.peer.connection import Connection
-from flower_edge.peer.frames import Frame, FrameError, Kind, decode
+from flower_edge.peer.frames import Frame, FrameError, Kind, TermsError, decode, hello
 from flower_edge.peer.inbox import Inbox
 from flower_edge.peer.link import Link, Outcome, Say
 from flower_edge.peer.members import Member
 from flower_edge.peer.payload import PayloadError
 from flower_edge.peer.refusals import Refusals, log
 from flower_edge.peer.settings import PeerSettings
+
+FP32 = "fp32"
+"""The terms of a node that says none."""
 
 
 class Neighbour:
@@ -27,6 +30,8 @@ class Neighbour:
         Of every frame.
     node : int
         The near end.
+    terms : str
+        What both ends have to agree on: codec, and algorithm where there is a choice.
     last_round : int
         Of the run: frames of later ones are refused.
     settings : PeerSettings
@@ -50,6 +55,7 @@ class Neighbour:
         *,
         run: bytes,
         node: int,
+        terms: str,
         last_round: int,
         settings: PeerSettings,
         refusals: Refusals,
@@ -62,12 +68,13 @@ class Neighbour:
         self._inbox = inbox
         self._run = run
         self._node = node
+        self._terms = terms
         self._last_round = last_round
         self._settings = settings
         self._refusals = refusals
         self._connection: Connection | None = None
-        self._theirs: Vector | None = None
-        self._here = 0
+        self._theirs: Any = None
+        self._here = self._lost_in = 0
         self._changed = asyncio.Event()
 
     @property
@@ -98,6 +105,7 @@ class Neighbour:
     def _lose(self) -> None:
         if self._connection is not None:
             self._connection.close()
+            self._lost_in = self.link.round
         self._connection = None
         self.present = False
         self._inbox.clear()
@@ -146,6 +154,10 @@ class Neighbour:
             raise FrameError(f"received a frame of node {frame.node}, expected node {self.member.node}")
         if frame.round > self._last_round:
             raise FrameError(f"received a frame of round {frame.round}, expected at most {self._last_round}")
+        if frame.kind is Kind.HELLO:
+            terms = bytes(frame.chunk).decode("ascii", "replace") or FP32
+            if terms != self._terms:
+                raise TermsError(f"node {frame.node} uses {terms!r}, expected {self._terms!r}")
 
     def _take_model(self, frame: Frame) -> None:
         try:
@@ -171,20 +183,31 @@ class Neighbour:
         """Take note of the round that the near end trains for."""
         self._here = round
 
-    async def exchange(self, round: int, frames: Sequence[bytes]) -> tuple[Outcome, Vector | None]:
+    def is_done_with(self, round: int) -> bool:
+        """Whether it needs nothing more of this node, whose last round this was.
+
+        Who was lost in that round may be back to ask whether the link counted.
+        """
+        return self.finished or not (self.connected or self._lost_in == round)
+
+    def is_there(self, round: int) -> bool:
+        """Whether a model can be exchanged with it in a round, as far as is known."""
+        return self.present and not self.finished and self.their_round <= round and self.link.idle
+
+    async def exchange(self, round: int, frames: Sequence[bytes] | None) -> tuple[Outcome, Any]:
         """Exchange models, and return whether they count, with the neighbour's if it does or is in doubt.
 
         Parameters
         ----------
         round : int
-        frames : sequence of bytes
-            The near end's model, encoded.
+        frames : sequence of bytes or None
+            The near end's model, encoded; None if the neighbour was not there.
         """
         self._theirs = None
         self._say(self.link.begin(round))
-        if not self.present or self.finished or self.their_round > round:
+        if frames is None or not self.is_there(round):
             self._say(self.link.give_up())
-        if self.link.outcome is Outcome.OPEN:
+        elif self.link.outcome is Outcome.OPEN:
             if self._inbox.model_of(round) is not None:
                 self._arrived()
             self._post_model(frames)
@@ -232,8 +255,11 @@ class Neighbour:
         self._changed.set()
 
     def _hello(self) -> None:
-        self._send(Kind.HELLO, self._here)
+        self._post(hello(self._run, self._node, self._here, self._terms))
 
     def _send(self, kind: Kind, round: int) -> None:
+        self._post(Frame(kind, self._run, self._node, round))
+
+    def _post(self, frame: Frame) -> None:
         if self._connection is not None:
-            self._connection.post(Frame(kind, self._run, self._node, round).encode())
+            self._connection.post(frame.encode())

@@ -2,15 +2,18 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from flower_edge.gossip.codec import Vector, is_finite
+from flower_edge.gossip.compressed import CompressedMixer
+from flower_edge.gossip.mixer import Mixer
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.peer.frames import RUN_BYTES
 from flower_edge.peer.identity import Identity
 from flower_edge.peer.members import Member, by_node
+from flower_edge.peer.payload import Codec, Fp32, Sealed
 from flower_edge.peer.settings import PeerSettings
 
 Row: TypeAlias = Mapping[int, float]
@@ -72,3 +75,22 @@ def check_model(model: Vector) -> None:
         raise ValueError(f"received a model of {model.dtype} {model.shape}, expected float32 (d,), d ≥ 1")
     if not is_finite(model):
         raise ValueError("the model has NaN or infinity; gossip would spread them to every node")
+
+
+def codec_and_terms(mixer: Mixer[Any], codec: Codec | None) -> tuple[Codec, str]:
+    """Return how what a mixer sends becomes bytes, and what both ends of a link have to agree on.
+
+    Raises
+    ------
+    ValueError
+        If there is a codec for a mixer that has one of its own.
+    """
+    if not isinstance(mixer, CompressedMixer):
+        codec = Fp32() if codec is None else codec
+        return codec, codec.name
+    if codec is not None:
+        raise ValueError(
+            f"{type(mixer).__name__} sends bytes of its own, in {mixer.codec_name}, received codec "
+            f"{codec.name!r}: leave it out"
+        )
+    return Sealed(mixer, mixer.largest_message), mixer.terms

@@ -1,10 +1,13 @@
-"""Vectors ↔ the bytes that a link carries."""
+"""What mixers send ↔ the bytes that a link carries."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from flower_edge.gossip.codec import Vector
+from flower_edge.gossip.compressor import Payload
+from flower_edge.gossip.mixer import Mixer
 
 
 class PayloadError(ValueError):
@@ -12,7 +15,7 @@ class PayloadError(ValueError):
 
 
 class Codec(Protocol):
-    """How what a mixer sends becomes bytes.
+    """How what a mixer sends becomes bytes: a vector, unless the mixer makes bytes of its own (`Sealed`).
 
     Attributes
     ----------
@@ -28,16 +31,25 @@ class Codec(Protocol):
     def largest(self, elements: int) -> int:
         """Return the most bytes that a vector of so many elements can take."""
 
-    def encode(self, vector: Vector) -> bytes | memoryview:
+    def encode(self, vector: Any) -> bytes | memoryview:
         """Return the vector as bytes, which may be a view of it."""
 
-    def decode(self, payload: memoryview, elements: int) -> Vector:
+    def decode(self, payload: memoryview, elements: int) -> Any:
         """Return the vector of so many elements, which may be a view of the payload.
 
         Raises
         ------
         ValueError
             If the payload is not one of such a vector.
+        """
+
+    def vectors(self, message: Any) -> Sequence[Vector]:
+        """Return the vectors that something decoded consists of, to be looked at.
+
+        Raises
+        ------
+        ValueError
+            If it holds none.
         """
 
 
@@ -61,6 +73,43 @@ class Fp32:
                 f"received {len(payload)} bytes, expected {4 * elements}: fp32, {elements} elements"
             )
         return np.frombuffer(payload, "<f4")
+
+    def vectors(self, message: Vector) -> list[Vector]:
+        """Return the vector."""
+        return [message]
+
+
+class Sealed:
+    """The bytes that a mixer makes itself.
+
+    Parameters
+    ----------
+    mixer : Mixer of bytes
+        Its `read` says what is good.
+    largest_message : int
+        The most bytes that a neighbour's mixer makes.
+    """
+
+    def __init__(self, mixer: Mixer[bytes], largest_message: int) -> None:
+        self.name = mixer.codec_name
+        self._mixer = mixer
+        self._largest = largest_message
+
+    def largest(self, elements: int) -> int:
+        """Return the most bytes that the mixer makes."""
+        return self._largest
+
+    def encode(self, message: bytes) -> bytes:
+        """Return the bytes."""
+        return message
+
+    def decode(self, payload: memoryview, elements: int) -> Payload:
+        """Return the bytes."""
+        return payload
+
+    def vectors(self, message: bytes) -> Sequence[Vector]:
+        """Return what the mixer reads from the bytes."""
+        return self._mixer.read(message)
 
 
 def check_vector(vector: Vector, largest: float) -> None:

@@ -1,19 +1,18 @@
 """Rounds of {local steps, exchange with this round's neighbours, mix}, from one node's side."""
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from flower_edge.gossip.codec import Vector, is_finite
-from flower_edge.gossip.compressed import CompressedMixer
 from flower_edge.gossip.mixer import DPSGD, Mixer
 from flower_edge.peer.dialler import Dialler
-from flower_edge.peer.frames import Frame, Kind, model_frames
+from flower_edge.peer.doubts import Doubts
+from flower_edge.peer.frames import hello, model_frames
 from flower_edge.peer.identity import Identity
 from flower_edge.peer.inbox import Inbox
 from flower_edge.peer.keeper import Keeper
@@ -21,12 +20,12 @@ from flower_edge.peer.link import Link, Outcome
 from flower_edge.peer.listener import Listener
 from flower_edge.peer.members import Member
 from flower_edge.peer.neighbour import Neighbour
-from flower_edge.peer.part import Row, check_model, checked_members, run_id
-from flower_edge.peer.payload import Codec, Fp32
+from flower_edge.peer.part import Row, check_model, checked_members, codec_and_terms, run_id
+from flower_edge.peer.payload import Codec
 from flower_edge.peer.refusals import Refusals, log
 from flower_edge.peer.report import Metrics, RoundReport, SessionReport
 from flower_edge.peer.settings import PeerSettings
-from flower_edge.peer.sockets import WireBytes, address_of
+from flower_edge.peer.sockets import WireBytes, resolved
 from flower_edge.peer.state import State
 
 CLOSE_TIMEOUT = 2.0
@@ -65,12 +64,14 @@ class PeerSession:
     identity : Identity or None
         This node's. None only with ``PeerSettings(insecure=True)``.
     mixer : Mixer, optional
-        `DPSGD` by default.
+        `DPSGD` by default. One that sends few bytes, such as `flower_edge.gossip.LinkChoco`, is the same at
+        all nodes; a neighbour that uses another one, or another codec, is refused.
     codec : Codec, optional
-        `Fp32` by default.
+        `Fp32` by default. Not with a mixer that sends bytes of its own.
     settings : PeerSettings, optional
     state : Path, optional
-        A file that holds the model after each round. If it is there, the session goes on after that round.
+        A file that holds the model after each round, what the mixer remembers, and what is in doubt. If it is
+        there, the session goes on after that round.
     extra : callable, optional
         Returns what is kept in that file beside the model; `resumed` gives it back.
 
@@ -98,30 +99,26 @@ class PeerSession:
         run: str,
         listen: str,
         identity: Identity | None,
-        mixer: Mixer[Vector] | None = None,
+        mixer: Mixer[Any] | None = None,
         codec: Codec | None = None,
         settings: PeerSettings | None = None,
         state: Path | None = None,
         extra: Callable[[], bytes] = bytes,
     ) -> None:
         settings = PeerSettings() if settings is None else settings
-        self._mixer = DPSGD(node) if mixer is None else mixer
-        self._codec = Fp32() if codec is None else codec
+        self._mixer: Mixer[Any] = DPSGD(node) if mixer is None else mixer
+        self._codec, self._terms = codec_and_terms(self._mixer, codec)
+        self._mixer_name = f"{type(self._mixer).__name__}, {self._codec.name}"
         self.node = node
         self._rows = rows
         self._members = checked_members(node, rows, members, identity, settings)
         check_model(model)
         if self._mixer.node != node:
             raise ValueError(f"received the mixer of node {self._mixer.node}, expected that of {node}")
-        if isinstance(self._mixer, CompressedMixer):
+        if not self._mixer.memoryless and not self._mixer.linkwise:
             raise ValueError(
-                f"{type(self._mixer).__name__} sends bytes of its own, and sessions between boards carry "
-                "vectors: use a mixer that sends its model, such as DPSGD, or HostedGossip"
-            )
-        if state is not None and not self._mixer.memoryless:
-            raise ValueError(
-                f"{type(self._mixer).__name__} remembers more than the model, which a state file does not "
-                "hold: leave out state, or use a mixer that is `memoryless`, such as DPSGD"
+                f"{type(self._mixer).__name__} cannot leave out a link that fails, or settle one later: use "
+                "a mixer that is `memoryless`, such as DPSGD, or `linkwise`, such as ChocoCopies or LinkChoco"
             )
         self._model = model
         self._train = train
@@ -130,13 +127,15 @@ class PeerSession:
         self._identity = None if settings.insecure else identity
         self._settings = settings
         self._extra = extra
+        self._doubts = Doubts(self._mixer)
         self.resumed: State | None = None
         if state is not None and state.exists():
             self.resumed = State.load(state, self._run, node, len(model))
             self._model = self.resumed.model
+            self.resumed.remind(self._mixer, self._mixer_name, str(state))
+            self._doubts.open = dict(self.resumed.doubts)
         self._refusals = Refusals()
         self._fleet: dict[int, Neighbour] = {}
-        self._pending: dict[int, tuple[int, Vector]] = {}
         self._keeper = Keeper(state)
 
     def run(self, rounds: int, first: int = 1, on_round: OnRound | None = None) -> SessionReport:
@@ -187,7 +186,7 @@ class PeerSession:
         dialled = [neighbour for j, neighbour in self._fleet.items() if j > self.node]
         dialling = [asyncio.create_task(self._dialler(neighbour).run()) for neighbour in dialled]
         try:
-            wire = WireBytes(listener.port, await _resolved(dialled))
+            wire = WireBytes(listener.port, await resolved(neighbour.member.address for neighbour in dialled))
             if done < rounds:
                 await self._connected()
             while done < rounds:
@@ -215,10 +214,12 @@ class PeerSession:
         row = self._rows[round % len(self._rows)]
         began = time.perf_counter()
         if self._is_good(trained, round):
-            trained = self._settled(trained, report)
+            # The file that is being written holds the mixer's own arrays.
+            await self._keeper.done()
+            trained = self._doubts.settled(trained, self._answers(), report)
             counted, doubtful = await self._exchanged(round, row, trained)
+            self._doubts.add(round, row, trained, counted, doubtful)
             self._model = self._mixer.mix(trained, row, counted)
-            self._remember(round, row, trained, counted, doubtful)
             for neighbour in self._fleet.values():
                 neighbour.release()
         else:
@@ -257,13 +258,14 @@ class PeerSession:
 
     async def _exchanged(
         self, round: int, row: Row, trained: Vector
-    ) -> tuple[dict[int, Vector], dict[int, Vector]]:
+    ) -> tuple[dict[int, Any], dict[int, Any]]:
         """Return the neighbours' models that count, and those that may."""
         others = _others(row, self.node)
-        frames = self._frames(round, self._mixer.outgoing(trained, others))
-        found = await asyncio.gather(*(self._fleet[j].exchange(round, frames[j]) for j in others))
-        counted: dict[int, Vector] = {}
-        doubtful: dict[int, Vector] = {}
+        there = [j for j in others if self._fleet[j].is_there(round)]
+        frames = self._frames(round, self._mixer.outgoing(trained, there))
+        found = await asyncio.gather(*(self._fleet[j].exchange(round, frames.get(j)) for j in others))
+        counted: dict[int, Any] = {}
+        doubtful: dict[int, Any] = {}
         for j, (outcome, model) in zip(others, found, strict=True):
             link = self._fleet[j].link
             if outcome is Outcome.IN_DOUBT and link.settled is not None:
@@ -274,7 +276,7 @@ class PeerSession:
                 (counted if outcome is Outcome.COUNTED else doubtful)[j] = model
         return counted, doubtful
 
-    def _frames(self, round: int, outgoing: Mapping[int, Vector]) -> dict[int, list[bytes]]:
+    def _frames(self, round: int, outgoing: Mapping[int, Any]) -> dict[int, list[bytes]]:
         """Return what goes to each neighbour; what is the same for several is encoded once."""
         encoded: dict[int, list[bytes]] = {}
         for vector in outgoing.values():
@@ -285,31 +287,14 @@ class PeerSession:
                 )
         return {j: encoded[id(vector)] for j, vector in outgoing.items()}
 
-    def _remember(
-        self,
-        round: int,
-        row: Row,
-        trained: Vector,
-        counted: Mapping[int, Vector],
-        doubtful: Mapping[int, Vector],
-    ) -> None:
-        """Keep what each doubtful neighbour's model would have changed, until it is known whether it does."""
-        for j, model in doubtful.items():
-            log.warning("round %d: it is not known yet whether node %d counts the link", round, j)
-            if self._mixer.memoryless:
-                change = self._mixer.mix(trained, row, {**counted, j: model}) - self._model
-                self._pending[j] = round, change
-
-    def _settled(self, model: Vector, report: SessionReport) -> Vector:
-        """Return the model with the changes of links that, as is known by now, did count."""
+    def _answers(self) -> dict[int, bool]:
+        """Return what has become of links that were in doubt, as far as is known by now."""
+        answers = {}
         for j, neighbour in self._fleet.items():
             answer, neighbour.link.settled = neighbour.link.settled, None
-            if answer is not None and j in self._pending:
-                round_, change = self._pending.pop(j)
-                report.late.append((j, round_, answer))
-                if answer:
-                    model = model + change
-        return model
+            if answer is not None:
+                answers[j] = answer
+        return answers
 
     def _is_good(self, trained: Vector, round: int) -> bool:
         if trained.shape != self._model.shape or trained.dtype != np.float32:
@@ -328,10 +313,15 @@ class PeerSession:
         return {
             j: Neighbour(
                 member,
-                Link(coordinator=self.node < j, last_counted=counted.get(j, 0)),
+                Link(
+                    coordinator=self.node < j,
+                    last_counted=counted.get(j, 0),
+                    in_doubt=self._doubts.open[j].round if j in self._doubts.open else None,
+                ),
                 Inbox(self._codec, len(self._model), self._settings.largest_element),
                 run=self._run,
                 node=self.node,
+                terms=self._terms,
                 last_round=last_round,
                 settings=self._settings,
                 refusals=self._refusals,
@@ -340,8 +330,8 @@ class PeerSession:
         }
 
     def _dialler(self, neighbour: Neighbour) -> Dialler:
-        hello = Frame(Kind.HELLO, self._run, self.node, 0)
-        return Dialler(neighbour, hello, self._identity, self._settings, self._refusals)
+        first = hello(self._run, self.node, 0, self._terms)
+        return Dialler(neighbour, first, self._identity, self._settings, self._refusals)
 
     async def _connected(self) -> None:
         """Wait until all neighbours are connected, or time is up."""
@@ -362,14 +352,15 @@ class PeerSession:
             neighbour.farewell()
         await _until(
             lambda: all(
-                (neighbour.finished or not neighbour.connected) and neighbour.link.in_doubt is None
+                neighbour.is_done_with(done) and neighbour.link.in_doubt is None
                 for neighbour in self._fleet.values()
             ),
             self._settings.farewell_timeout,
         )
         settled = len(report.late)
-        self._model = self._settled(self._model, report)
-        report.unsettled = [(j, round_) for j, (round_, _) in sorted(self._pending.items())]
+        await self._keeper.done()
+        self._model = self._doubts.settled(self._model, self._answers(), report)
+        report.unsettled = list(self._doubts.left())
         if len(report.late) > settled:
             await self._save(done)
 
@@ -387,7 +378,19 @@ class PeerSession:
 
     async def _save(self, round: int) -> None:
         counted = {j: neighbour.link.last_counted for j, neighbour in self._fleet.items()}
-        await self._keeper.keep(State(self._run, self.node, round, self._model, counted, self._extra()))
+        await self._keeper.keep(
+            State(
+                self._run,
+                self.node,
+                round,
+                self._model,
+                counted,
+                self._extra(),
+                self._mixer_name,
+                self._mixer.state(),
+                dict(self._doubts.open),
+            )
+        )
 
 
 def _others(row: Row, node: int) -> list[int]:
@@ -399,16 +402,3 @@ async def _until(condition: Callable[[], bool], timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while not condition() and time.monotonic() < deadline:
         await asyncio.sleep(POLL_INTERVAL)
-
-
-async def _resolved(dialled: Iterable[Neighbour]) -> set[str]:
-    """Return the numeric addresses of neighbours, those of unknown hosts left out."""
-    loop, found = asyncio.get_running_loop(), set()
-    for neighbour in dialled:
-        host, _, port = neighbour.member.address.rpartition(":")
-        try:
-            infos = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        except OSError:
-            continue
-        found |= {address_of(str(info[4][0]), int(port)) for info in infos}
-    return found

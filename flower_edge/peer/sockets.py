@@ -1,10 +1,11 @@
 """What this process's TCP sockets carry, by the kernel's own count."""
 
+import asyncio
 import os
 import socket
 import stat
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 # linux/tcp.h, struct tcp_info: 8 bytes, 24 times u32, then u64 fields.
@@ -113,3 +114,16 @@ class WireBytes:
 
 def _field(info: bytes, offset: int) -> int:
     return int(_U64.unpack_from(info, offset)[0]) if len(info) >= offset + _U64.size else 0
+
+
+async def resolved(addresses: Iterable[str]) -> set[str]:
+    """Return the numeric forms of ``host:port`` addresses, those of unknown hosts left out."""
+    loop, found = asyncio.get_running_loop(), set()
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        try:
+            infos = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        except OSError:
+            continue
+        found |= {address_of(str(info[4][0]), int(port)) for info in infos}
+    return found

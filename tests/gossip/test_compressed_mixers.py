@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from flower_edge.gossip import (
     DPSGD,
     BFloat16,
+    ChocoCopies,
     ChocoSGD,
     Codec,
     CodecError,
@@ -26,6 +27,7 @@ from flower_edge.gossip import (
     Int8,
     Layout,
     LinkChoco,
+    NodeRows,
     PlainQuantised,
     SignNorm,
     TopK,
@@ -180,6 +182,51 @@ def test_without_loss_they_are_dpsgd(algorithm: type[CompressedMixer]) -> None:
     np.testing.assert_allclose(network.models, models, atol=3e-6)
 
 
+@pytest.mark.parametrize("compressor", [Float32(), Int8(), TopK(0.1)], ids=lambda c: c.name)
+def test_copies_are_the_sum_taken_apart(compressor: Compressor) -> None:
+    """In the same bytes, while no link fails; but for fp32's rounding, of which a codec may make a step."""
+    networks = [Network(PLANS["optimised"], make, compressor) for make in (ChocoSGD, ChocoCopies)]
+    for network in networks:
+        for _ in range(20):
+            network.mix()
+
+    assert networks[1].bytes == networks[0].bytes
+    assert networks[1].distance == pytest.approx(networks[0].distance, rel=0.01)
+    if isinstance(compressor, Float32):
+        np.testing.assert_allclose(networks[1].models, networks[0].models, atol=3e-6)
+
+
+def test_copies_do_not_pull_on_who_is_gone() -> None:
+    """The mean of those that are there is kept from the first round without the others on."""
+    network = Network(PLANS["torus"], ChocoCopies, Int4())
+    for _ in range(5):
+        network.mix()
+    there = [node for node in range(16) if node not in (5, 6)]
+    mean = network.models[there].mean(0, dtype=np.float64)
+    for _ in range(60):
+        network.mix(live=there)
+
+    np.testing.assert_allclose(network.models[there].mean(0, dtype=np.float64), mean, atol=1e-6)
+    for _ in range(150):
+        network.mix()
+    assert network.distance < 1e-4
+
+
+def test_rows_of_a_node_are_enough() -> None:
+    """A board has no plan: its rows make the same mixer, if it is told γ."""
+    plan = PLANS["ring"]
+    rows = NodeRows(3, [plan.row(3, 0)])
+    codec, model = Int8().codec(SIZE), np.ones(SIZE, np.float32)
+    whole = ChocoCopies(3, plan, codec)
+    own = ChocoCopies(3, rows, codec, gamma=whole.gamma)
+
+    assert own.outgoing(model, [2, 4]) == whole.outgoing(model, [2, 4])
+    assert own.terms == whole.terms
+    assert rows.n == 5
+    with pytest.raises(ValueError, match="received node 2, expected 3"):
+        rows.neighbours(2, 0)
+
+
 @pytest.mark.parametrize("algorithm", [ChocoSGD, LinkChoco, DeepSqueeze])
 def test_local_steps_on_quadratics_reach_the_optimum_of_the_mean(algorithm: type[CompressedMixer]) -> None:
     """f_i(x) = ½ ‖x − b_i‖²: the mean of all nodes' functions is least at the mean of the b_i."""
@@ -204,7 +251,7 @@ def test_local_steps_on_quadratics_reach_the_optimum_of_the_mean(algorithm: type
     n=st.integers(2, 9),
     seed=st.integers(0, 2**16),
     compressor=st.sampled_from(COMPRESSORS),
-    algorithm=st.sampled_from([ChocoSGD, LinkChoco, DeepSqueeze, PlainQuantised]),
+    algorithm=st.sampled_from([ChocoSGD, ChocoCopies, LinkChoco, DeepSqueeze, PlainQuantised]),
     failing=st.sampled_from([0.0, 0.3]),
 )
 def test_every_round_keeps_the_mean(
@@ -293,7 +340,7 @@ def test_a_link_that_stays_away_stops_pulling() -> None:
 
 
 @pytest.mark.parametrize("compressor", [Int8(), Int4(), TopK(0.1)], ids=lambda compressor: compressor.name)
-@pytest.mark.parametrize("algorithm", [ChocoSGD, LinkChoco])
+@pytest.mark.parametrize("algorithm", [ChocoSGD, ChocoCopies, LinkChoco])
 def test_a_message_that_one_end_missed_is_noticed_and_healed(
     algorithm: type[CompressedMixer], compressor: Compressor
 ) -> None:
@@ -312,7 +359,7 @@ def test_a_message_that_one_end_missed_is_noticed_and_healed(
         assert {mixer._epoch for mixer in network.mixers} == {1}
 
 
-@pytest.mark.parametrize("algorithm", [ChocoSGD, LinkChoco, DeepSqueeze, PlainQuantised])
+@pytest.mark.parametrize("algorithm", [ChocoSGD, ChocoCopies, LinkChoco, DeepSqueeze, PlainQuantised])
 def test_a_node_that_lost_its_memory_is_healed(algorithm: type[CompressedMixer]) -> None:
     network = Network(PLANS["torus"], algorithm, Int8())
     for _ in range(20):
@@ -329,7 +376,7 @@ def test_a_node_that_lost_its_memory_is_healed(algorithm: type[CompressedMixer])
 
 
 @pytest.mark.parametrize("compressor", [Int4(rounding="stochastic"), TopK(0.1)], ids=lambda c: c.name)
-@pytest.mark.parametrize("algorithm", [ChocoSGD, LinkChoco, DeepSqueeze, PlainQuantised])
+@pytest.mark.parametrize("algorithm", [ChocoSGD, ChocoCopies, LinkChoco, DeepSqueeze, PlainQuantised])
 def test_a_restored_network_goes_on_to_the_bit(
     algorithm: type[CompressedMixer], compressor: Compressor
 ) -> None:
@@ -350,7 +397,7 @@ def test_a_restored_network_goes_on_to_the_bit(
     np.testing.assert_array_equal(other.models, network.models)
 
 
-@pytest.mark.parametrize("algorithm", [ChocoSGD, LinkChoco, DeepSqueeze])
+@pytest.mark.parametrize("algorithm", [ChocoSGD, ChocoCopies, LinkChoco, DeepSqueeze])
 @pytest.mark.parametrize("change", ["size", "dtype", "nan", "missing", "unknown", "counts"])
 def test_a_state_of_another_kind_is_refused(algorithm: type[CompressedMixer], change: str) -> None:
     network = Network(PLANS["ring"], algorithm, Int8())
@@ -389,7 +436,7 @@ def one_message(algorithm: type[CompressedMixer], compressor: Compressor) -> byt
     return algorithm(1, plan, codec).outgoing(np.ones(SIZE, np.float32), [0])[0]
 
 
-@pytest.mark.parametrize("algorithm", [ChocoSGD, LinkChoco, DeepSqueeze, PlainQuantised])
+@pytest.mark.parametrize("algorithm", [ChocoSGD, ChocoCopies, LinkChoco, DeepSqueeze, PlainQuantised])
 def test_another_codec_or_algorithm_is_refused_by_name(algorithm: type[CompressedMixer]) -> None:
     plan, codec = PLANS["ring"], Int8().codec(SIZE)
     mixer, model, row = algorithm(0, plan, codec), np.ones(SIZE, np.float32), plan.row(0, 0)
@@ -413,7 +460,10 @@ def test_another_codec_or_algorithm_is_refused_by_name(algorithm: type[Compresse
 
 
 @settings(max_examples=100, deadline=None)
-@given(message=st.binary(max_size=300), algorithm=st.sampled_from([ChocoSGD, LinkChoco, DeepSqueeze]))
+@given(
+    message=st.binary(max_size=300),
+    algorithm=st.sampled_from([ChocoSGD, ChocoCopies, LinkChoco, DeepSqueeze]),
+)
 def test_any_bytes_are_refused(message: bytes, algorithm: type[CompressedMixer]) -> None:
     plan, codec = PLANS["ring"], Int8().codec(SIZE)
     mixer, model = algorithm(0, plan, codec), np.ones(SIZE, np.float32)
@@ -430,6 +480,9 @@ def test_any_bytes_are_refused(message: bytes, algorithm: type[CompressedMixer])
             lambda codec: ChocoSGD(0, MATCHINGS, codec),
             "4 phases, and ChocoSGD remembers a sum .* use LinkChoco",
         ),
+        (lambda codec: ChocoCopies(0, MATCHINGS, codec), "4 phases, and all neighbours of ChocoCopies"),
+        (lambda codec: ChocoCopies(0, PLANS["ring"], codec, memory=3999), "2 neighbours, .* take 4000 bytes"),
+        (lambda codec: ChocoCopies(0, NodeRows(0, [{0: 1.0}]), codec), "gamma of ChocoCopies follows from a"),
         (lambda codec: ChocoSGD(8, PLANS["ring"], codec), "received node 8, expected 0 to 7"),
         (lambda codec: ChocoSGD(0, PLANS["ring"], codec, gamma=0.0), "gamma is 0.0, expected a positive"),
         (lambda codec: LinkChoco(0, MATCHINGS, codec, memory=3000), "4 neighbours, whose .* take 3200 bytes"),

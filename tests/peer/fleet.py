@@ -9,7 +9,7 @@ import numpy as np
 from node_processes import free_ports
 from relay import Relay
 
-from flower_edge.gossip import GossipPlan
+from flower_edge.gossip import GossipPlan, Mixer
 from flower_edge.peer import Identity, Member, PeerSession, PeerSettings, SessionReport, rows_of
 
 FAST = PeerSettings(
@@ -32,12 +32,14 @@ class Fleet:
         *,
         seconds: float | Callable[[int, int], float] = 0.0,
         folder: Path | None = None,
+        mixer: Callable[[int], Mixer] | None = None,
         **options: object,
     ) -> None:
         self.plan = plan
         self.settings = settings
         self.seconds = seconds
         self.folder = folder
+        self.mixer = mixer
         self.options = options
         self.elements = elements
         draw = np.random.default_rng(0)
@@ -77,6 +79,7 @@ class Fleet:
             "identity": self.identities[node],
             "settings": settings,
             "state": state,
+            "mixer": None if self.mixer is None else self.mixer(node),
             **self.options,
             **options,
         }

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from fleet import FAST, Fleet
 
-from flower_edge.gossip import DPSGD, DeepSqueeze, GossipPlan, Int8, full_graph_plan, load_graph
+from flower_edge.gossip import DPSGD, ChocoSGD, DeepSqueeze, GossipPlan, Int8, full_graph_plan, load_graph
 from flower_edge.gossip.phase import Phase
-from flower_edge.peer import Identity, Member, PeerSession, PeerSettings, rows_of
+from flower_edge.peer import Fp32, Identity, Member, PeerSession, PeerSettings, rows_of
 from flower_edge.peer.frames import Kind
 from flower_edge.peer.neighbour import Neighbour
 
@@ -277,19 +277,21 @@ def test_what_does_not_go_together(plan: GossipPlan, change: dict, message: str)
         PeerSession(0, train=lambda model, round_: (model, {}), **arguments)
 
 
-def test_a_mixer_that_remembers_cannot_start_again(plan: GossipPlan, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Remembering remembers more than the model"):
-        Fleet(plan, folder=tmp_path).session(0, mixer=type("Remembering", (DPSGD,), {"memoryless": False})(0))
+def test_a_mixer_that_cannot_leave_out_a_link_is_refused(plan: GossipPlan) -> None:
+    with pytest.raises(ValueError, match="Remembering cannot leave out a link that fails"):
+        Fleet(plan).session(0, mixer=type("Remembering", (DPSGD,), {"memoryless": False})(0))
+    with pytest.raises(ValueError, match=r"ChocoSGD cannot leave out a link .* as ChocoCopies or"):
+        Fleet(plan).session(0, mixer=ChocoSGD(0, plan, Int8().codec(97)))
     with pytest.raises(ValueError, match="received the mixer of node 2, expected that of 0"):
         Fleet(plan).session(0, mixer=DPSGD(2))
 
 
-def test_a_mixer_of_bytes_is_refused(plan: GossipPlan) -> None:
+def test_a_mixer_of_bytes_has_a_codec_of_its_own(plan: GossipPlan) -> None:
     fleet = Fleet(plan)
     mixer = DeepSqueeze(0, plan, Int8().codec(len(fleet.start[0])))
 
-    with pytest.raises(ValueError, match="DeepSqueeze sends bytes of its own"):
-        fleet.session(0, mixer=mixer)
+    with pytest.raises(ValueError, match="sends bytes of its own, in int8/channel, received codec"):
+        fleet.session(0, mixer=mixer, codec=Fp32())
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), True, "3"])
