@@ -5,14 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.peers.task import Marks, Training
+from benchmarks.peers.task import Marks, Training, settle
 
 
 def main(config: dict[str, Any]) -> None:
     """Train each node's model for an epoch in each round, one node after the other; print what one took."""
-    torch.set_num_threads(1)
+    settle(one_core=config["one_core"])
     nodes = [Training(Path(config["data"]), node) for node in config["nodes"]]
     marks = Marks()
     for _ in range(config["rounds"]):

@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.peers.task import NODES, Marks, Training
+from benchmarks.peers.task import NODES, Marks, Training, settle
 from flower_edge.gossip import full_graph_plan, load_graph
 from flower_edge.peer import Identity, Member, NamedModel, PeerSession, rows_of
 from flower_edge.peer.sockets import tcp_sockets
@@ -15,7 +13,7 @@ from flower_edge.peer.sockets import tcp_sockets
 
 def main(config: dict[str, Any]) -> None:
     """Do the rounds as one node of the ring, and print what one took."""
-    torch.set_num_threads(1)
+    settle(one_core=config["one_core"])
     node, ports, folder = config["node"], config["ports"], Path(config["folder"])
     training = Training(Path(config["data"]), node)
     marks = Marks(lambda: sum(socket.sent for socket in tcp_sockets()))

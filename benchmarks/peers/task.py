@@ -6,6 +6,7 @@ with ``train-images-idx3-ubyte.gz`` and ``train-labels-idx1-ubyte.gz``: Debian's
 """
 
 import gzip
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,13 @@ class Training:
             loss.backward()
             self.optimizer.step()
         return float(loss.detach())
+
+
+def settle(*, one_core: bool) -> None:
+    """Let torch use one thread, and this process one core if asked; before there are other threads."""
+    torch.set_num_threads(1)
+    if one_core:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 class Marks:

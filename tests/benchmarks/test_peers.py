@@ -62,7 +62,7 @@ def test_a_round_is_the_mean_without_start_up(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_bare_loop_says_what_a_round_took(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bare.main({"data": str(images), "nodes": [0], "rounds": 3})
+    bare.main({"data": str(images), "nodes": [0], "rounds": 3, "one_core": False})
 
     word, _, found = capsys.readouterr().out.partition(" ")
     assert word == "found"
@@ -70,7 +70,7 @@ def test_the_bare_loop_says_what_a_round_took(images: Path, capsys: pytest.Captu
 
 
 def test_processes_are_summed_and_those_that_fail_are_shown(images: Path) -> None:
-    config = {"data": str(images), "rounds": 3}
+    config = {"data": str(images), "rounds": 3, "one_core": True}
 
     found = p2pfl.bare(config, [[0], [1]])
 
