@@ -15,8 +15,11 @@ from flower_edge.clients import messages
 from flower_edge.clients.gossip_files import NodeFiles
 from flower_edge.clients.untold_rounds import Row
 from flower_edge.gossip.codec import Layout
+from flower_edge.gossip.compression import COMPRESSORS, Compression
+from flower_edge.gossip.mixer import Mixer
+from flower_edge.gossip.node_rows import NodeRows
 from flower_edge.gossip.robust import named_mixer
-from flower_edge.peer import Fp32, Member, NamedModel, PeerSession, PeerSettings, SessionReport
+from flower_edge.peer import Member, NamedModel, PeerSession, PeerSettings, SessionReport
 from flower_edge.strategies.records import only_arrays, to_numpy, to_record
 from flower_edge.strategies.session_rounds import OWN
 
@@ -108,7 +111,7 @@ def _introduction(run: str, context: Context) -> dict[str, Any]:
         "simulated": False,
         "certificate": identity.certificate.decode(),
         "fingerprint": identity.fingerprint,
-        "codecs": [Fp32.name],
+        "codecs": list(COMPRESSORS),
         "round": -1 if state is None else state.round,
     }
 
@@ -127,6 +130,7 @@ def _model(
     if message.content.array_records:
         start = {name: array.numpy() for name, array in only_arrays(message.content).items()}
         files.keep_layout(Layout.of(start))
+        files.keep_start(Layout.of(start).flatten(start)[0])
         files.forget()
     else:
         start = files.arrays()
@@ -145,23 +149,33 @@ def _model(
 
 def _session(context: Context, order: ConfigRecord, files: NodeFiles, model: NamedModel) -> PeerSession:
     members = json.loads(str(order["members"]))
-    rows = json.loads(str(order["rows"]))
+    node = _integer(order, "node")
+    rows = [{int(j): float(weight) for j, weight in row.items()} for row in json.loads(str(order["rows"]))]
     settings = PeerSettings(**json.loads(str(order["settings"])))
     listen = context.node_config.get("gossip-listen", context.node_config.get("gossip-address"))
     return PeerSession(
-        _integer(order, "node"),
-        [{int(j): float(weight) for j, weight in row.items()} for row in rows],
+        node,
+        rows,
         [Member(j, address, certificate.encode() or None) for j, address, certificate in members],
         model.vector,
         model.train,
         run=files.run,
         listen=str(listen),
         identity=files.identity(),
-        mixer=named_mixer(str(order["robust"]) or None)(_integer(order, "node")),
+        mixer=_mixer(order, NodeRows(node, rows), files),
         settings=settings,
         state=files.state,
         extra=model.extra,
+        overlap=bool(order.get("overlap", False)),
     )
+
+
+def _mixer(order: ConfigRecord, rows: NodeRows, files: NodeFiles) -> Mixer[Any]:
+    """Return how this node mixes, as the strategy says."""
+    if told := str(order.get("compression", "")):
+        layout = Layout.of(files.arrays() or {})
+        return Compression.from_json(told).mixer(rows.node, rows, layout, files.start(layout.size))
+    return named_mixer(str(order["robust"]) or None)(rows.node)
 
 
 def _local(message: Message, kind: str, arrays: Any, order: ConfigRecord, round: int) -> Message:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from flwr.app import Context
 
 from flower_edge.clients.untold_rounds import UntoldRounds
-from flower_edge.gossip.codec import ArraySpec, Layout
+from flower_edge.gossip.codec import ArraySpec, Layout, Vector
 from flower_edge.peer import Identity, State, StateError
 from flower_edge.peer.part import run_id
 
@@ -87,6 +87,27 @@ class NodeFiles:
             return None
         specs = (ArraySpec(name, tuple(shape), dtype) for name, shape, dtype in json.loads(path.read_text()))
         return {spec.name: np.zeros(spec.shape, spec.dtype) for spec in specs}
+
+    def keep_start(self, start: Vector) -> None:
+        """Remember the model that all nodes begin with: what memories of links begin as."""
+        partial = self.folder / "start.partial"
+        partial.write_bytes(start.astype("<f4").tobytes())
+        partial.replace(self.folder / "start")
+
+    def start(self, elements: int) -> Vector:
+        """Return the model that all nodes began with.
+
+        Raises
+        ------
+        ValueError
+            If it is not on disk, or of another size.
+        """
+        path = self.folder / "start"
+        if not path.exists() or path.stat().st_size != 4 * elements:
+            raise ValueError(
+                f"{str(path)!r} is not the model of {elements} elements that all nodes began with"
+            )
+        return np.fromfile(path, "<f4").astype(np.float32)
 
     def kept(self, node: int) -> State | None:
         """Return what is on disk, None if there is nothing or it is no good."""

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from flower_edge.gossip.choco import ChocoSGD
+from flower_edge.gossip.codec import Layout
+from flower_edge.gossip.compressed import CompressedMixer
+from flower_edge.gossip.compression import ALGORITHMS, Compression, default_algorithm, to_named
 from flower_edge.gossip.compressor import Compressor
 from flower_edge.gossip.link_choco import LinkChoco
 from flower_edge.gossip.mixer import DPSGD, Mixer
@@ -15,7 +18,11 @@ MakeMixer: TypeAlias = Callable[..., Mixer[Any]]
 
 
 def choose_mixer(
-    plan: GossipPlan, mixer: MakeMixer | None, compressor: Compressor | None, *, in_parts: bool
+    plan: GossipPlan,
+    mixer: MakeMixer | None,
+    compressor: Compressor | None,
+    *,
+    in_parts: bool,
 ) -> MakeMixer:
     """Return what makes a node's mixer, after trying it.
 
@@ -54,3 +61,39 @@ def choose_mixer(
             "is `separable`, such as DPSGD"
         )
     return mixer
+
+
+def mixer_of_boards(
+    plan: GossipPlan, mixer: MakeMixer | None, compressor: Compressor, robust: str | None
+) -> MakeMixer:
+    """Return what makes a node's mixer between boards, which exchange models in few bytes.
+
+    Raises
+    ------
+    ValueError
+        If boards do not know the mixer or the compressor, or they do not go together, or with the plan.
+    """
+    if robust is not None:
+        raise ValueError(
+            f"robust is {robust!r}, with a compressor: robust mixers compare models, which do not travel then"
+        )
+    to_named(compressor)
+    chosen = choose_mixer(
+        plan, default_algorithm(plan) if mixer is None else mixer, compressor, in_parts=False
+    )
+    _tried(plan, chosen, compressor.codec(1).layout, compressor)
+    return chosen
+
+
+def compression(plan: GossipPlan, mixer: MakeMixer, layout: Layout, compressor: Compressor) -> Compression:
+    """Return what boards are told of a mixer: algorithm, compressor, and γ for this plan and model."""
+    tried = _tried(plan, mixer, layout, compressor)
+    return Compression(tried.algorithm, compressor, tried.gamma)
+
+
+def _tried(plan: GossipPlan, mixer: MakeMixer, layout: Layout, compressor: Compressor) -> CompressedMixer:
+    tried = mixer(0, plan=plan, codec=compressor.codec(layout), start=None)
+    if not isinstance(tried, CompressedMixer) or ALGORITHMS.get(tried.algorithm) is not type(tried):
+        known = sorted(kind.__name__ for kind in ALGORITHMS.values())
+        raise ValueError(f"boards know the mixers {known}, received {type(tried).__name__}")
+    return tried

@@ -30,7 +30,7 @@ class Board:
     member : Member or None
         None where it says no address.
     codecs : tuple of str
-        By which it can send models.
+        The names of the compressors by which it can send models.
     """
 
     node_id: int

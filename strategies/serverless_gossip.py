@@ -18,6 +18,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from flower_edge.gossip.codec import Layout, is_finite
+from flower_edge.gossip.compression import to_named
+from flower_edge.gossip.compressor import Compressor
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import PeerSettings
@@ -25,6 +27,7 @@ from flower_edge.strategies.binding import TooFewNodesError, wait_for_nodes
 from flower_edge.strategies.checkpoint import CheckpointError
 from flower_edge.strategies.hosted_gossip import HostedGossip
 from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
+from flower_edge.strategies.mixing import MakeMixer, compression, mixer_of_boards
 from flower_edge.strategies.records import checked_weight, to_numpy, to_record
 from flower_edge.strategies.replies import accept
 from flower_edge.strategies.roll_call import Board, roll_call
@@ -65,6 +68,15 @@ class ServerlessGossip(Strategy):
     robust : {"clip", "trim"}, optional
         How nodes mix if some may send anything: `flower_edge.gossip.ClippedGossip` or
         `flower_edge.gossip.TrimmedMean`. By default `flower_edge.gossip.DPSGD`, which trusts neighbours.
+    compressor : Compressor, optional
+        In which bytes models travel, such as `flower_edge.gossip.Int8()`; whole, in fp32, by default.
+    mixer : callable, optional
+        With a compressor: `flower_edge.gossip.ChocoCopies` (the default for a plan of one phase), `LinkChoco`
+        (for others), `DeepSqueeze` or `PlainQuantised`, as they are or as
+        ``functools.partial(LinkChoco, gamma=0.5)``.
+    overlap : bool (default: False)
+        Whether nodes exchange models while they train for the next round; see `PeerSession`. A round then
+        takes the longer of the two instead of both.
     settings : PeerSettings, optional
         What nodes wait for how long, and whether links may be in clear text.
     connect_timeout : float (default: 300.0)
@@ -103,6 +115,9 @@ class ServerlessGossip(Strategy):
         min_nodes: int = 2,
         fraction_evaluate: float = 1.0,
         robust: str | None = None,
+        compressor: Compressor | None = None,
+        mixer: MakeMixer | None = None,
+        overlap: bool = False,
         settings: PeerSettings | None = None,
         connect_timeout: float = 300.0,
         resume: str | Path | None = None,
@@ -126,7 +141,13 @@ class ServerlessGossip(Strategy):
         self.min_nodes = min_nodes
         self.fraction_evaluate = fraction_evaluate
         self.robust = robust
-        self._mixer = named_mixer(robust)
+        self.compressor = compressor
+        if compressor is None and mixer is not None:
+            raise ValueError("a mixer needs a compressor, such as Int8(); without, say robust=, or neither")
+        self.mixer: MakeMixer = (
+            named_mixer(robust) if compressor is None else mixer_of_boards(plan, mixer, compressor, robust)
+        )
+        self.overlap = overlap
         self.settings = PeerSettings() if settings is None else settings
         self.connect_timeout = connect_timeout
         self.resume = None if resume is None else Path(resume)
@@ -268,6 +289,11 @@ class ServerlessGossip(Strategy):
                 result.evaluate_metrics_clientapp[self._last] = found
 
     def _hosted(self) -> HostedGossip:
+        if self.overlap:
+            raise ValueError(
+                "overlap=True is for sessions between boards, and these simulated nodes are hosted, where a "
+                "round trains with the mixed model: leave it out"
+            )
         log(INFO, "These nodes are simulated and have no addresses: their gossip is hosted (HostedGossip)")
         return HostedGossip(
             self.plan,
@@ -277,7 +303,8 @@ class ServerlessGossip(Strategy):
             bind_by="partition-id",
             connect_timeout=self.connect_timeout,
             resume=self.resume,
-            mixer=self._mixer,
+            mixer=self.mixer,
+            compressor=self.compressor,
             weighted_by_key=self.weighted_by_key,
             arrayrecord_key=self.arrayrecord_key,
             configrecord_key=self.configrecord_key,
@@ -317,14 +344,15 @@ class ServerlessGossip(Strategy):
         self._last = max(self._last, self._first)
         if server_round > 1 or not self._boards:
             self._boards = self._present(grid)
-        rows = rows_of_survivors(self.plan, self._boards.keys())
+        rows, acting = rows_of_survivors(self.plan, self._boards.keys())
+        told = self._compression(acting)
         draw = np.random.default_rng(server_round)
         exporting = set(draw.permutation(sorted(rows))[: self.export].tolist())
         return [
             Message(
                 RecordDict(
                     {
-                        "gossip": self._order(node, rows[node], exports=node in exporting),
+                        "gossip": self._order(node, rows[node], told, exports=node in exporting),
                         self.configrecord_key: config,
                         **({self.arrayrecord_key: arrays} if self._boards[node].round < 0 else {}),
                     }
@@ -345,6 +373,7 @@ class ServerlessGossip(Strategy):
             )
         if all(board.simulated for board in boards.values()):
             return boards
+        self._check_codecs(boards)
         if homeless := sorted(node for node, board in boards.items() if board.member is None):
             raise ValueError(
                 f"nodes {homeless} have no address, so that nobody can send them a model: start their "
@@ -352,7 +381,23 @@ class ServerlessGossip(Strategy):
             )
         return boards
 
-    def _order(self, node: int, rows: Rows, *, exports: bool) -> ConfigRecord:
+    def _check_codecs(self, boards: Mapping[int, Board]) -> None:
+        if self.compressor is None:
+            return
+        name = to_named(self.compressor)["name"]
+        if without := sorted(node for node, board in boards.items() if name not in board.codecs):
+            raise ValueError(
+                f"nodes {without} cannot send models in {name!r}, but in {boards[without[0]].codecs}: update "
+                "flower_edge there, or take another compressor"
+            )
+
+    def _compression(self, plan: GossipPlan) -> str:
+        """Return how models become few bytes under a plan, empty if they do not."""
+        if self.compressor is None:
+            return ""
+        return compression(plan, self.mixer, self._running_layout(), self.compressor).to_json()
+
+    def _order(self, node: int, rows: Rows, told: str, *, exports: bool) -> ConfigRecord:
         neighbours = sorted({other for row in rows for other in row} - {node})
         members = [self._boards[other].member for other in neighbours]
         return ConfigRecord(
@@ -368,6 +413,8 @@ class ServerlessGossip(Strategy):
                 ),
                 "settings": json.dumps(asdict(self.settings)),
                 "robust": self.robust or "",
+                "compression": told,
+                "overlap": self.overlap,
                 "export": exports,
                 "arrayrecord-key": self.arrayrecord_key,
                 "configrecord-key": self.configrecord_key,
@@ -455,6 +502,8 @@ class ServerlessGossip(Strategy):
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
         log(INFO, "\t├──> Gossip plan: %s", self.plan.describe())
+        if self.compressor is not None:
+            log(INFO, "\t├──> Models travel in: %s", self.compressor.name)
         log(INFO, "\t├──> Rounds in a session: %d", self.rounds_per_session)
         log(INFO, "\t├──> Models that leave their nodes for the server: %s", self.export or "none")
         log(

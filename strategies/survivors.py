@@ -14,8 +14,8 @@ Rows: TypeAlias = list[dict[int, float]]
 log = getLogger("flwr").log
 
 
-def rows_of_survivors(plan: GossipPlan, present: Collection[int]) -> dict[int, Rows]:
-    """Return each present node's rows of a plan without the others.
+def rows_of_survivors(plan: GossipPlan, present: Collection[int]) -> tuple[dict[int, Rows], GossipPlan]:
+    """Return each present node's rows of a plan without the others, and the plan that is nearest to them.
 
     A plan that knows its base graph is repaired. Where that cannot be done (it does not, or the others are
     cut in two), links to missing nodes give their weight back to both ends: W(t) stays doubly stochastic, and
@@ -24,20 +24,21 @@ def rows_of_survivors(plan: GossipPlan, present: Collection[int]) -> dict[int, R
     nodes = sorted(present)
     missing = sorted(set(range(plan.n)) - set(nodes))
     if not missing:
-        return {node: [plan.row(node, phase) for phase in range(len(plan.phases))] for node in nodes}
+        return {node: [plan.row(node, phase) for phase in range(len(plan.phases))] for node in nodes}, plan
     try:
         repaired = plan.repair(removed=missing)
     except (ValueError, ImportError) as error:
         log(WARNING, "Nodes %s are missing, and the plan cannot be repaired: %s", missing, error)
-        return {node: _without(plan, node, set(missing)) for node in nodes}
+        return {node: _without(plan, node, set(missing)) for node in nodes}, plan
     log(INFO, "Nodes %s are missing: the plan is repaired (%s)", missing, repaired.describe())
-    return {
+    rows: dict[int, Rows] = {
         node: [
             {nodes[other]: weight for other, weight in repaired.row(index, phase).items()}
             for phase in range(len(repaired.phases))
         ]
         for index, node in enumerate(nodes)
     }
+    return rows, repaired
 
 
 def _without(plan: GossipPlan, node: int, missing: set[int]) -> Rows:

@@ -25,7 +25,8 @@ def node(config: Annotated[Path, Argument(metavar="CONFIG.toml", show_default=Fa
     (files of flower-edge certs make), and a table peers for each neighbour: node, address, certificate and
     fingerprint. With a key state, the model is kept in that file after each round, so that the command can be
     run again after a crash; with a key result, it is written there as .npz at the end. A table settings
-    changes waits. docs/serverless.md has an example.
+    changes waits. With a key compressor ("int8", for example) models travel in few bytes. docs/serverless.md
+    has an example.
 
     CALLABLE takes the node's number and returns the model's arrays (a state_dict) and a function of arrays
     and round that trains: it returns new arrays and a dict of metrics. MODULE is looked for beside the file.
@@ -46,10 +47,11 @@ def node(config: Annotated[Path, Argument(metavar="CONFIG.toml", show_default=Fa
         run=given.run,
         listen=given.listen,
         identity=given.identity,
-        mixer=given.mixer,
+        mixer=given.mixer(model.layout),
         settings=given.settings,
         state=given.state,
         extra=model.extra,
+        overlap=given.overlap,
     )
     if session.resumed is not None:
         model.restore(session.resumed.extra)

@@ -1,12 +1,14 @@
 """The file that says what a node without a server does."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flower_edge.gossip.codec import Vector
+from flower_edge.gossip.codec import ArraySpec, Layout
+from flower_edge.gossip.compression import Compression, named_compressor
 from flower_edge.gossip.mixer import Mixer
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.gossip.robust import named_mixer
@@ -31,6 +33,10 @@ _OPTIONAL = {
     "state": _TEXT,
     "result": _TEXT,
     "robust": _TEXT,
+    "compressor": (str, dict),
+    "algorithm": _TEXT,
+    "gamma": (float, int),
+    "overlap": (bool,),
     "settings": (dict,),
     "peers": (list,),
 }
@@ -51,7 +57,10 @@ class NodeConfig:
     plan : GossipPlan
     members : tuple of Member
     identity : Identity or None
-    mixer : Mixer
+    robust : str or None
+    compression : callable or None
+        Takes the model's layout, if models travel in few bytes.
+    overlap : bool
     settings : PeerSettings
     state, result : Path or None
     """
@@ -65,7 +74,9 @@ class NodeConfig:
     listen: str
     members: tuple[Member, ...]
     identity: Identity | None
-    mixer: Mixer[Vector]
+    robust: str | None
+    compression: Callable[[Layout], Compression] | None
+    overlap: bool
     settings: PeerSettings
     state: Path | None
     result: Path | None
@@ -93,6 +104,12 @@ class NodeConfig:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def mixer(self, layout: Layout) -> Mixer[Any]:
+        """Return this node's mixer of a model's vectors."""
+        if self.compression is not None:
+            return self.compression(layout).mixer(self.node, self.plan, layout)
+        return named_mixer(self.robust)(self.node)
+
     @classmethod
     def _of(cls, table: dict[str, Any], folder: Path) -> "NodeConfig":
         _check_keys("the file", table, _REQUIRED, _OPTIONAL)
@@ -113,11 +130,40 @@ class NodeConfig:
             listen=table["listen"],
             members=tuple(_member(peer, folder) for peer in table.get("peers", [])),
             identity=_identity(table, folder),
-            mixer=named_mixer(table.get("robust"))(table["node"]),
+            robust=_robust(table),
+            compression=_compression(table, plan),
+            overlap=table.get("overlap", False),
             settings=PeerSettings(**settings),
             state=folder / table["state"] if "state" in table else None,
             result=folder / table["result"] if "result" in table else None,
         )
+
+
+def _robust(table: Mapping[str, Any]) -> str | None:
+    robust = table.get("robust")
+    named_mixer(robust)
+    if robust is not None and "compressor" in table:
+        raise ValueError("there are 'robust' and 'compressor', expected one: robust mixers compare models")
+    return robust
+
+
+def _compression(table: Mapping[str, Any], plan: GossipPlan) -> Callable[[Layout], Compression] | None:
+    if "compressor" not in table:
+        if alone := sorted({"algorithm", "gamma"} & table.keys()):
+            raise ValueError(f"there is {alone[0]!r} without 'compressor', expected both")
+        return None
+    compressor = named_compressor(table["compressor"])
+    make = partial(
+        Compression.of,
+        plan,
+        compressor=compressor,
+        algorithm=table.get("algorithm"),
+        gamma=table.get("gamma"),
+    )
+    # What does not go together is an error before anything is trained.
+    whole = Layout((ArraySpec("vector", (1, 1), "float32"),))
+    make(whole).mixer(table["node"], plan, whole)
+    return make
 
 
 def _identity(table: Mapping[str, Any], folder: Path) -> Identity | None:
@@ -161,8 +207,16 @@ def _check_keys(
             raise ValueError(
                 f"{where} has {key!r}, expected {sorted(required)} and perhaps {sorted(optional)}"
             )
-        if not isinstance(value, types) or isinstance(value, bool):
-            raise ValueError(f"{where} has {key!r} = {value!r:.60}, expected {_NAMES[types[0]]}")
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            expected = " or ".join(_NAMES[kind] for kind in types)
+            raise ValueError(f"{where} has {key!r} = {value!r:.60}, expected {expected}")
 
 
-_NAMES = {str: "a text", int: "a whole number", dict: "a table", list: "a list of tables"}
+_NAMES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a table",
+    list: "a list of tables",
+}

@@ -29,21 +29,23 @@ class NamedModel:
     ----------
     vector : ndarray of float32, shape (d,)
         The mixed arrays at the start.
+    layout : Layout
+        Where they lie in it.
     """
 
     def __init__(self, arrays: Arrays, train: TrainNamed) -> None:
-        self._layout = Layout.of(arrays)
-        self.vector, self._carried = self._layout.flatten(arrays)
+        self.layout = Layout.of(arrays)
+        self.vector, self._carried = self.layout.flatten(arrays)
         self._train = train
         numpy_alone = all(isinstance(array, np.ndarray | np.generic) for array in arrays.values())
         self._unflatten: Callable[[Vector, Mapping[str, Any]], dict[str, Any]] = (
-            self._layout.unflatten if numpy_alone else self._layout.unflatten_torch
+            self.layout.unflatten if numpy_alone else self.layout.unflatten_torch
         )
 
     def train(self, vector: Vector, round: int) -> tuple[Vector, Metrics]:
         """Train, as a `PeerSession` wants it."""
         trained, metrics = self._train(self.arrays(vector), round)
-        vector, self._carried = self._layout.flatten(trained)
+        vector, self._carried = self.layout.flatten(trained)
         return vector, metrics
 
     def arrays(self, vector: Vector) -> dict[str, Any]:

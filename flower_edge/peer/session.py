@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from flower_edge.gossip.codec import Vector, is_finite
 from flower_edge.gossip.mixer import DPSGD, Mixer
 from flower_edge.peer.dialler import Dialler
@@ -18,12 +16,13 @@ from flower_edge.peer.inbox import Inbox
 from flower_edge.peer.keeper import Keeper
 from flower_edge.peer.link import Link, Outcome
 from flower_edge.peer.listener import Listener
+from flower_edge.peer.local_steps import LocalSteps, Train
 from flower_edge.peer.members import Member
 from flower_edge.peer.neighbour import Neighbour
 from flower_edge.peer.part import Row, check_model, checked_members, codec_and_terms, run_id
 from flower_edge.peer.payload import Codec
 from flower_edge.peer.refusals import Refusals, log
-from flower_edge.peer.report import Metrics, RoundReport, SessionReport
+from flower_edge.peer.report import RoundReport, SessionReport
 from flower_edge.peer.settings import PeerSettings
 from flower_edge.peer.sockets import WireBytes, resolved
 from flower_edge.peer.state import State
@@ -31,12 +30,11 @@ from flower_edge.peer.state import State
 CLOSE_TIMEOUT = 2.0
 POLL_INTERVAL = 0.02
 
-Train: TypeAlias = Callable[[Vector, int], tuple[Vector, Metrics]]
 OnRound: TypeAlias = Callable[[RoundReport], None]
 
 
 class PeerSession:
-    """One node of a gossip among equals.
+    r"""One node of a gossip among equals.
 
     In each round the node trains, sends what its `Mixer` gives out to the neighbours of the round, and mixes
     in what they send. Between any two nodes the one with the lower number opens the link, and decides whether
@@ -74,6 +72,11 @@ class PeerSession:
         there, the session goes on after that round.
     extra : callable, optional
         Returns what is kept in that file beside the model; `resumed` gives it back.
+    overlap : bool, default False
+        Whether a round's exchange goes on while the next round trains, so that a round takes the longer of
+        the two instead of both. Training then begins with the model before it is mixed, and what it has
+        changed is added to the mixed one: :math:`x_i ← \sum_j W_{ij} x_j - η g(x_i)`, as D-PSGD is written
+        (Lian et al., NeurIPS 2017, Algorithm 1). The mean is kept alike, and nodes need not all do it.
 
     Attributes
     ----------
@@ -104,6 +107,7 @@ class PeerSession:
         settings: PeerSettings | None = None,
         state: Path | None = None,
         extra: Callable[[], bytes] = bytes,
+        overlap: bool = False,
     ) -> None:
         settings = PeerSettings() if settings is None else settings
         self._mixer: Mixer[Any] = DPSGD(node) if mixer is None else mixer
@@ -121,7 +125,8 @@ class PeerSession:
                 "a mixer that is `memoryless`, such as DPSGD, or `linkwise`, such as ChocoCopies or LinkChoco"
             )
         self._model = model
-        self._train = train
+        self._steps = LocalSteps(train)
+        self._overlap = overlap
         self._run = run_id(run)
         self._listen = listen
         self._identity = None if settings.insecure else identity
@@ -206,17 +211,17 @@ class PeerSession:
     async def _round(self, round: int, last: int, wire: WireBytes, report: SessionReport) -> int:
         """Do a round, or a later one if the others are there already; return which."""
         round = self._caught_up(round, last)
-        began = time.perf_counter()
-        trained, metrics = await asyncio.to_thread(self._train, self._model, round)
-        train_seconds = time.perf_counter() - began
+        steps = await self._steps.on(self._model, round)
         # What was trained meanwhile is as good for a later round as for the one that it was meant for.
         round = self._caught_up(round, last)
         row = self._rows[round % len(self._rows)]
         began = time.perf_counter()
-        if self._is_good(trained, round):
+        if self._is_good(steps.model, round):
             # The file that is being written holds the mixer's own arrays.
             await self._keeper.done()
-            trained = self._doubts.settled(trained, self._answers(), report)
+            trained = self._doubts.settled(steps.model, self._answers(), report)
+            if self._overlap and round < last:
+                self._steps.begin(trained, round + 1)
             counted, doubtful = await self._exchanged(round, row, trained)
             self._doubts.add(round, row, trained, counted, doubtful)
             self._model = self._mixer.mix(trained, row, counted)
@@ -234,11 +239,11 @@ class PeerSession:
                 neighbours=len(row) - 1,
                 counted=tuple(sorted(counted)),
                 in_doubt=tuple(sorted(doubtful)),
-                train_seconds=train_seconds,
+                train_seconds=steps.seconds,
                 exchange_seconds=exchange_seconds,
                 bytes_sent=sent,
                 bytes_received=received,
-                metrics=metrics,
+                metrics=steps.metrics,
             )
         )
         await self._save(round)
@@ -297,10 +302,6 @@ class PeerSession:
         return answers
 
     def _is_good(self, trained: Vector, round: int) -> bool:
-        if trained.shape != self._model.shape or trained.dtype != np.float32:
-            raise ValueError(
-                f"train returned {trained.dtype} {trained.shape}, expected float32 {self._model.shape}"
-            )
         if not is_finite(trained):
             log.warning("round %d: training made NaN or infinity; the model before it is kept", round)
             return False
@@ -375,6 +376,7 @@ class PeerSession:
         await asyncio.gather(*dialling, return_exceptions=True)
         await listener.stop()
         await self._keeper.done()
+        await self._steps.end()
 
     async def _save(self, round: int) -> None:
         counted = {j: neighbour.link.last_counted for j, neighbour in self._fleet.items()}

@@ -33,7 +33,7 @@ def nothing(node):
     return None
 """
 PLAN = GossipPlan.from_matrix([[0.5, 0.25, 0.25], [0.25, 0.75, 0.0], [0.25, 0.0, 0.75]])
-ROUNDS = 20
+ROUNDS = 80
 
 
 def free_port() -> int:
@@ -107,6 +107,23 @@ def test_nodes_gossip_and_one_that_is_killed_goes_on(fleet: Path) -> None:
     assert all(np.ptp(result) == 0.0 for result in results)
 
 
+def test_nodes_gossip_in_few_bytes(fleet: Path) -> None:
+    for node in range(3):
+        config = fleet / f"{node}.toml"
+        config.write_text(
+            'compressor = {name = "int8", per = "array"}\nalgorithm = "link"\n' + config.read_text()
+        )
+    nodes = [start(fleet, node) for node in range(3)]
+    said = [node.communicate(timeout=60) for node in nodes]
+
+    assert [node.returncode for node in nodes] == [0, 0, 0], said
+    weights = []
+    for node in range(3):
+        with np.load(fleet / f"{node}.npz") as result:
+            weights.append(result["weight"])
+    np.testing.assert_allclose(np.mean(weights, axis=0), 1 + ROUNDS * 2, rtol=1e-5)
+
+
 def test_interrupt(fleet: Path) -> None:
     node = start(fleet, 0)
     while "node" not in node.stderr.readline():
@@ -145,8 +162,19 @@ def change(old: str, new: str) -> Callable[[Path], None]:
         (change('run = "greenhouse"\n', ""), "the file has no 'run'"),
         (change("node = 0", 'node = "0"'), "'node' = '0', expected a whole number"),
         (change("node = 0", "node = 3"), "node is 3, the plan has nodes 0 to 2"),
-        (change("rounds = 20", "rounds = true"), "'rounds' = True, expected a whole number"),
-        (change("rounds = 20", "rounds = 0"), "received rounds 1 to 0"),
+        (change("rounds = 80", "rounds = true"), "'rounds' = True, expected a whole number"),
+        (change("rounds = 80", 'rounds = 80\ncompressor = "int9"'), "compressor is 'int9'; expected one of"),
+        (change("rounds = 80", "rounds = 80\ncompressor = 8"), "= 8, expected a text or a table"),
+        (change("rounds = 80", "rounds = 80\ngamma = 0.5"), "there is 'gamma' without 'compressor'"),
+        (
+            change("rounds = 80", 'rounds = 80\ncompressor = "int8"\nalgorithm = "choco"'),
+            "algorithm is 'choco'; expected one of",
+        ),
+        (
+            change("rounds = 80", 'rounds = 80\ncompressor = "int8"\nrobust = "clip"'),
+            "there are 'robust' and 'compressor'",
+        ),
+        (change("rounds = 80", "rounds = 0"), "received rounds 1 to 0"),
         (change("peer_timeout = 5", "timeout = 5"), "settings has 'timeout', expected some of"),
         (change("peer_timeout = 5", "peer_timeout = 0"), "peer_timeout is 0; expected a positive number"),
         (change('key = "0.key"\n', ""), "there is a 'certificate' alone"),
@@ -159,7 +187,7 @@ def change(old: str, new: str) -> Callable[[Path], None]:
         (change("mytask:trainer", "mytask:absent"), "mytask has no callable 'absent'"),
         (change("mytask:trainer", "mytask:nothing"), "returned a NoneType, expected a pair"),
         (change("plan.json", "absent.json"), "absent.json"),
-        (change("rounds = 20", 'rounds = 20\nrobust = "median"'), "robust is 'median'"),
+        (change("rounds = 80", 'rounds = 80\nrobust = "median"'), "robust is 'median'"),
         (change("0.npz", "0.txt"), "expected a name that ends in .npz"),
         (lambda folder: (folder / "0.key").chmod(0o644), "others may read the private key"),
         (lambda folder: (folder / "0.toml").write_text("not = toml = "), "cannot read"),

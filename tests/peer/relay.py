@@ -13,12 +13,15 @@ class Relay:
     ----------
     forth, back : int
         Bytes that came through.
+    rate : float
+        Bytes a second that pass in each direction: a slow line.
     """
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.port = 0
         self.forth = self.back = 0
+        self.rate = float("inf")
         self._server: asyncio.Server | None = None
         self._open = True
         self._flowing = asyncio.Event()
@@ -74,6 +77,8 @@ class Relay:
         with suppress(OSError):
             while block := await reader.read(BLOCK):
                 await self._flowing.wait()
+                if self.rate < float("inf"):
+                    await asyncio.sleep(len(block) / self.rate)
                 setattr(self, direction, getattr(self, direction) + len(block))
                 writer.write(block)
                 await writer.drain()

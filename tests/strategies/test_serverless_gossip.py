@@ -1,6 +1,7 @@
 """Sessions between real ClientApps over real links, started by the strategy."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,17 @@ from records import record, to_numpy
 from threaded_grid import ThreadedGrid
 
 from flower_edge.clients import gossip_mod
-from flower_edge.gossip import GossipPlan
+from flower_edge.gossip import (
+    ChocoCopies,
+    ChocoSGD,
+    Compressor,
+    DeepSqueeze,
+    GossipPlan,
+    Int4,
+    Int8,
+    LinkChoco,
+    TopK,
+)
 from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import PeerSettings
 from flower_edge.strategies import CheckpointError, HostedGossip, ServerlessGossip, TooFewNodesError
@@ -360,6 +371,67 @@ def test_robust_mixing_is_what_the_host_would_do(
     np.testing.assert_allclose(result.arrays["weight"].numpy(), expected["weight"].numpy(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("compressor", "mixer"),
+    [
+        (Int8(), None),
+        (Int4(per="array", rounding="stochastic", seed=3), partial(LinkChoco, gamma=0.5)),
+        (TopK(0.3), DeepSqueeze),
+    ],
+    ids=["int8", "int4", "topk"],
+)
+def test_few_bytes_are_what_the_host_would_send(
+    compressor: Compressor, mixer: object, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    """Over two sessions: memories are on the boards' disks in between."""
+    strategy = ServerlessGossip(
+        plan, rounds_per_session=3, export=6, compressor=compressor, mixer=mixer, settings=FAST
+    )
+
+    result = strategy.start(grid, initial, num_rounds=5)
+
+    hosted = HostedGossip(
+        plan, bind_by="partition-id", compressor=compressor, mixer=ChocoCopies if mixer is None else mixer
+    )
+    expected = hosted.start(LocalGrid(grid.app, NODE_IDS), initial, 5).arrays
+    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected["weight"].numpy(), rtol=1e-5)
+    assert all(metrics["links-failed"] == 0 for metrics in result.train_metrics_clientapp.values())
+
+
+def test_few_bytes_survive_nodes_that_are_gone_and_back(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    """The plan is repaired for one session: links that it brings begin anew, those that stay go on."""
+    sessions = iter([[], [2], []])
+
+    class Fading(ServerlessGossip):
+        def configure_train(self, server_round: int, *rest: object) -> object:
+            gone = next(sessions)
+            grid.connected = [n for n in NODE_IDS if grid.partitions[n] not in gone]
+            return super().configure_train(server_round, *rest)
+
+    strategy = Fading(plan, rounds_per_session=3, export=6, compressor=Int8(), settings=FAST)
+    result = strategy.start(grid, initial, num_rounds=9)
+
+    assert all(metrics["links-failed"] == 0 for metrics in result.train_metrics_clientapp.values())
+    gains = 9 * np.arange(1, 7.0) - np.array([0, 0, 3 * 3, 0, 0, 0])
+    expected = initial["weight"].numpy() + gains.mean()
+    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected, rtol=1e-5)
+
+
+def test_a_board_that_does_not_know_the_compressor(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    def old(partition: int, message: Message, reply: Message) -> Message:
+        if partition == 4 and message.metadata.message_type == "query.gossip":
+            reply.content["gossip"]["codecs"] = ["fp32"]
+        return reply
+
+    grid.fault = old
+    with pytest.raises(ValueError, match=r"nodes \[4\] cannot send models in 'int8', but in \('fp32',\)"):
+        ServerlessGossip(plan, compressor=Int8(), settings=FAST).start(grid, initial, num_rounds=1)
+
+
 def test_errors_are_counted(plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord) -> None:
     def fail(partition: int, message: Message, reply: Message) -> Message:
         broken = partition == 2 and message.metadata.message_type == "train.gossip"
@@ -380,6 +452,10 @@ def test_errors_are_counted(plan: GossipPlan, grid: ThreadedGrid, initial: Array
         ({"min_nodes": 1}, "min_nodes is 1; expected 2 to 6"),
         ({"fraction_evaluate": 2}, "fraction_evaluate is 2"),
         ({"robust": "median"}, "robust is 'median'"),
+        ({"robust": "clip", "compressor": Int8()}, "robust is 'clip', with a compressor"),
+        ({"mixer": LinkChoco}, "a mixer needs a compressor"),
+        ({"mixer": ChocoSGD, "compressor": Int8()}, "boards know the mixers .*, received ChocoSGD"),
+        ({"mixer": partial(LinkChoco, gamma=0.0), "compressor": Int8()}, "gamma is 0.0"),
     ],
 )
 def test_bad_arguments(plan: GossipPlan, arguments: dict, message: str) -> None:
