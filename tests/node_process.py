@@ -81,15 +81,18 @@ class SendsBadFrames:
     def __init__(self) -> None:
         self.whole = session.model_frames
         self.before: list[bytes] = []
-        self.bad = {BETWEEN_BAD_FRAMES * (n + 1): change for n, change in enumerate(BAD_FRAMES.values())}
+        self.left = list(BAD_FRAMES)
         for module in (dialler, listener):  # gRPC would not send what is oversized
             module.options = without_limit(module.options)
 
     def __call__(self, run: bytes, node: int, round: int, *rest: object) -> list[bytes]:
         frames = list(self.whole(run, node, round, *rest))
-        change = self.bad.get(round)
         before, self.before = self.before, frames
-        return frames if change is None else change(frames, before)
+        if not self.left or round < BETWEEN_BAD_FRAMES * (1 + len(BAD_FRAMES) - len(self.left)):
+            return frames
+        kind = self.left.pop(0)
+        say(what="bad frames", kind=kind, round=round)
+        return BAD_FRAMES[kind](frames, before)
 
 
 def without_limit(options: object) -> object:

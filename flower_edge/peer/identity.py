@@ -145,6 +145,8 @@ def server_name(certificate: bytes) -> str:
         names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         names = None
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise ValueError(f"cannot read the extensions of the certificate: {error}") from None
     dns = [] if names is None else names.get_values_for_type(x509.DNSName)
     if not dns:
         raise ValueError(
@@ -171,6 +173,6 @@ def _certificate(pem: bytes) -> x509.Certificate:
         raise ValueError(f"received a certificate of {len(pem)} bytes, expected at most {_LARGEST_PEM}")
     try:
         (certificate,) = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise ValueError(f"received no PEM file of one certificate: {error}") from None
     return certificate

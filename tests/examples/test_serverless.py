@@ -99,7 +99,7 @@ def test_boards_do_what_the_host_would_have_done(app: dict[str, ModuleType], tmp
 @pytest.mark.slow
 def test_a_session_does_not_need_the_superlink(app: dict[str, ModuleType], tmp_path: Path) -> None:
     """It is killed in mid-session; when it is back, the boards report the rounds that they did without it."""
-    rounds, more, results = 1500, 20, tmp_path / "results.json"
+    rounds, more, results = 200, 20, tmp_path / "results.json"
     resumed = {"resume": str(tmp_path / "run.json"), "results": str(results)}
     with Deployment(NODES) as flower:
         running = threading.Thread(target=run_in_vain, args=(flower, config(rounds, **resumed)))
@@ -121,7 +121,7 @@ def test_a_session_does_not_need_the_superlink(app: dict[str, ModuleType], tmp_p
     metrics = json.loads(results.read_text())["train_metrics_clientapp"]
     assert list(map(int, metrics)) == list(range(1, rounds + more + 1))
     assert all(found["nodes-failed"] == 0 for found in metrics.values())
-    assert all(found["num-examples"] > 0 for found in metrics.values())
+    assert all(found["train_loss"] > 0 for found in metrics.values())
 
 
 def run_in_vain(flower: Deployment, run_config: dict[str, object]) -> None:
@@ -129,7 +129,7 @@ def run_in_vain(flower: Deployment, run_config: dict[str, object]) -> None:
         flower.deploy(APP, run_config)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 540.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -4,6 +4,7 @@ A target that has read something checks what its reader promises. Where a checks
 out, a second target of the same reader puts the right one in."""
 
 import json
+import ssl
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,19 @@ from functools import partial
 
 import numpy as np
 
-from flower_edge.gossip import GossipPlan, Int4, Int8, SignNorm, TopK
+from flower_edge.gossip import (
+    ChocoCopies,
+    ChocoSGD,
+    CompressedMixer,
+    DeepSqueeze,
+    GossipPlan,
+    Int4,
+    Int8,
+    LinkChoco,
+    PlainQuantised,
+    SignNorm,
+    TopK,
+)
 from flower_edge.gossip._messages import Letter, seal, unseal
 from flower_edge.gossip.codec import Layout, is_finite
 from flower_edge.gossip.compressor import BFloat16, Codec, CodecError, Float32
@@ -34,6 +47,7 @@ from flower_edge.peer.frames import (
     Frame,
     Kind,
     decode,
+    hello,
     model_frames,
 )
 from flower_edge.peer.identity import server_name, subject
@@ -66,7 +80,10 @@ class Target:
 
 # -------------------------------------------------------------------- frames
 
-CONTROLS = tuple(Frame(kind, RUN, 1, 3).encode() for kind in Kind if kind is not Kind.MODEL)
+CONTROLS = (
+    hello(RUN, 1, 3, "fp32").encode(),
+    *(Frame(kind, RUN, 1, 3).encode() for kind in Kind if kind is not Kind.MODEL),
+)
 MODEL = next(model_frames(RUN, 1, 3, "fp32", Fp32().encode(VECTOR)))
 
 
@@ -221,6 +238,34 @@ def read_letter(data: bytes) -> None:
     assert seal(letter) == data
 
 
+TWO = GossipPlan.from_matrix(np.full((2, 2), 0.5))
+TWO_ROWS = [TWO.row(node, 0) for node in range(2)]
+INT8 = Int8().codec(LAYOUT)
+MIXERS = (ChocoSGD, ChocoCopies, LinkChoco, DeepSqueeze, PlainQuantised)
+
+
+def mixer_of(kind: type[CompressedMixer], node: int) -> CompressedMixer:
+    return kind(node, TWO, INT8, gamma=0.5)
+
+
+def mix_message(kind: type[CompressedMixer], data: bytes) -> None:
+    """What is read may be mixed; the first byte says in which exchange of the link it arrives."""
+    mixer, other = mixer_of(kind, 0), mixer_of(kind, 1)
+    for _ in range(data[0] % 3 if data else 0):
+        received = {1: other.outgoing(VECTOR, [0])[0]}
+        sent = {0: mixer.outgoing(VECTOR, [1])[1]}
+        mixer.mix(VECTOR, TWO_ROWS[0], received)
+        other.mix(VECTOR, TWO_ROWS[1], sent)
+    mixer.outgoing(VECTOR, [1])
+    try:
+        vectors = mixer.read(data[1:])
+    except ValueError:
+        return
+    assert all(is_finite(vector) and len(vector) == ELEMENTS for vector in vectors)
+    if all(np.abs(vector).max() <= 1e8 for vector in vectors):
+        assert is_finite(mixer.mix(VECTOR, TWO_ROWS[0], {1: data[1:]}))
+
+
 def read_payload(data: bytes) -> None:
     try:
         vector = Fp32().decode(memoryview(data), ELEMENTS)
@@ -267,6 +312,11 @@ def read_certificate(data: bytes) -> None:
             continue
 
 
+def read_certificate_in_der(data: bytes) -> None:
+    """Whose base64 is right."""
+    read_certificate(ssl.DER_cert_to_PEM_cert(data).encode())
+
+
 def codec_targets() -> dict[str, Target]:
     targets = {}
     for name, compressor in COMPRESSORS.items():
@@ -295,10 +345,19 @@ TARGETS = {
         ),
     ),
     **codec_targets(),
+    **{
+        f"message of {kind.__name__}": Target(
+            partial(mix_message, kind), (b"\0" + mixer_of(kind, 1).outgoing(VECTOR, [0])[0],)
+        )
+        for kind in MIXERS
+    },
     "letter": Target(read_letter, (seal(Letter("choco", 1, 2, b"catch up", b"payload")),)),
     "payload": Target(read_payload, (bytes(Fp32().encode(VECTOR)),)),
     "delta": Target(read_delta, (DELTA.encode(VECTOR + 1, VECTOR),)),
     "delta, checksum right": Target(read_delta_with_right_checksum, (DELTA.encode(VECTOR + 1, VECTOR),)),
     "plan": Target(read_plan, (json.dumps(json.loads(PLAN.to_json())).encode()[1:],)),
     "certificate": Target(read_certificate, (CERTIFICATE,)),
+    "certificate, base64 right": Target(
+        read_certificate_in_der, (ssl.PEM_cert_to_DER_cert(CERTIFICATE.decode()),)
+    ),
 }

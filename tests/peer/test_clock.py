@@ -67,6 +67,7 @@ def test_a_clock_that_is_an_hour_off_changes_nothing(
         assert all(counted(node, other) == rounds for other in fleet.plan.neighbours(number, 0))
 
 
+@pytest.mark.slow
 def test_certificates_of_ones_own_expire_by_the_boards_clock(
     an_hour_ahead: list[str], tmp_path: Path
 ) -> None:

@@ -80,6 +80,15 @@ def test_two_certificates_in_one_file_are_refused() -> None:
         fingerprint(Identity.temporary().certificate + Identity.temporary().certificate)
 
 
+def test_a_certificate_of_no_known_version_is_refused() -> None:
+    der = bytearray(ssl.PEM_cert_to_DER_cert(Identity.temporary().certificate.decode()))
+    version = der.index(b"\xa0\x03\x02\x01") + 4
+    der[version] = 18
+
+    with pytest.raises(ValueError, match="18 is not a valid X509 version"):
+        fingerprint(ssl.DER_cert_to_PEM_cert(bytes(der)).encode())
+
+
 def test_a_certificate_has_a_name_for_tls() -> None:
     assert server_name(Identity.temporary().certificate) == "node.flower-edge"
 

@@ -1,0 +1,1 @@
+"""Other projects' gossip beside ours, on the same task."""

@@ -1,0 +1,180 @@
+"""What a round of gossip costs beside its training, ours and p2pfl's; the bare training loop is the unit.
+
+``python -m benchmarks.peers.p2pfl --data FOLDER --venv FOLDER [--quick]``. Eight nodes on a ring, each with
+1,000 images of Fashion-MNIST and a LeNet of 44,426 parameters; an epoch of SGD in batches of 32 in each
+round. ``--data``: see `benchmarks.peers.task`. ``--venv``, or FLOWER_EDGE_P2PFL, names a virtual environment
+of Python 3.11 or 3.12 with p2pfl::
+
+    python3 -m venv FOLDER
+    FOLDER/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+    FOLDER/bin/pip install -r benchmarks/peers/p2pfl.txt
+
+Each node is a process; torch has one thread in each. CPU seconds are those of all threads of all processes,
+user and system, from where nodes begin to train for their second round to where they begin to train for
+their last: without start-up. The bare loop and ours share one core for the claim: where several are busy a
+second of each may do less (they share caches and power, and may be two halves of one), so that the same loop
+takes more seconds in eight processes than in one, without any exchange. What it takes on all cores is in the
+table, too.
+
+Bytes are what all nodes send: ours as the kernel counts them at the sockets, with TLS and HTTP/2; p2pfl's as
+the messages' own, in clear text, since it has no certificates of its own. p2pfl averages the models of all
+nodes in each round and hands them on along the ring; ours mixes by D-PSGD with two neighbours, and keeps a
+state on disk. p2pfl has all cores.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.peers.task import FILES, LINKS, NODES, PARAMETERS
+from examples.simulation import free_ports
+from flower_edge.peer import Identity
+
+DATA, VENV = "FLOWER_EDGE_FASHION_MNIST", "FLOWER_EDGE_P2PFL"
+ROOT = Path(__file__).parents[2]
+LEAST_BYTES = 2 * LINKS * 4 * PARAMETERS
+TIMEOUT = 600.0
+
+BARE, EIGHT, OURS = "bare loop, one process", "bare loop, eight processes", "flower_edge"
+
+Found = dict[str, float]
+
+
+def main(bench: harness.Benchmark, data: Path, python: Path) -> None:
+    """Run the bare loop and our session in turn, then p2pfl once."""
+    rounds, repeats, their_rounds = (8, 1, 3) if bench.quick else (16, 3, 6)
+    found: dict[tuple[str, str], list[Found]] = defaultdict(list)
+    for _ in range(repeats):
+        for cores in ["one"] if bench.quick else ["one", "all"]:
+            config = {"data": str(data), "rounds": rounds, "one_core": cores == "one"}
+            found[BARE, cores].append(bare(config, [list(range(NODES))]))
+            found[OURS, cores].append(ours(config))
+            if not bench.quick:
+                found[EIGHT, cores].append(bare(config, [[node] for node in range(NODES)]))
+    found["p2pfl", "all"].append(theirs({"data": str(data), "rounds": their_rounds}, python))
+    unit = [one["cpu_seconds"] for one in found[BARE, "one"]]
+    for (name, cores), runs in found.items():
+        middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        bench.row(
+            what=name,
+            cores=cores,
+            cpu_seconds_a_round=middle["cpu_seconds"],
+            times_the_bare_loop=middle["cpu_seconds"] / statistics.median(unit),
+            seconds_a_round=middle["seconds"],
+            megabytes_a_round=middle["bytes"] / 1e6,
+            times_two_models_a_link=middle["bytes"] / LEAST_BYTES,
+        )
+    sessions = found[OURS, "one"]
+    bench.at_most(
+        "CPU seconds a round of eight nodes, in times of the bare training loop in one process, on one core "
+        "(measured)",
+        statistics.median(run["cpu_seconds"] / one for run, one in zip(sessions, unit, strict=True)),
+        1.3,
+    )
+    sent = statistics.median(run["bytes"] for run in sessions)
+    bench.at_most("bytes on the wire, in times of two models a link (measured)", sent / LEAST_BYTES, 1.01)
+
+
+def options() -> tuple[Path, Path]:
+    """Return the folder of the images and p2pfl's Python; take their options off the command line.
+
+    Raises
+    ------
+    SystemExit
+        If one was not named, or is not there.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data", default=os.environ.get(DATA))
+    parser.add_argument("--venv", default=os.environ.get(VENV))
+    named, sys.argv[1:] = parser.parse_known_args()
+    if not named.data:
+        raise SystemExit(f"name a folder with Fashion-MNIST in IDX files by --data FOLDER or {DATA}")
+    if missing := [name for name in FILES.values() if not Path(named.data, name).is_file()]:
+        raise SystemExit(f"there is no {missing[0]} in {named.data!r}")
+    if not named.venv:
+        raise SystemExit(f"name a virtual environment with p2pfl by --venv FOLDER or {VENV}; see this module")
+    python = Path(named.venv, "bin", "python")
+    question = [str(python), "-c", "import importlib.metadata; importlib.metadata.version('p2pfl')"]
+    if not python.is_file() or subprocess.run(question, capture_output=True, check=False).returncode:
+        raise SystemExit(f"there is no virtual environment with p2pfl at {named.venv!r}")
+    return Path(named.data), python
+
+
+def bare(config: dict[str, Any], processes: Sequence[list[int]]) -> Found:
+    """Return what a round of training takes, in as many processes as there are lists of nodes."""
+    return together("bare", [{**config, "nodes": nodes} for nodes in processes])
+
+
+def ours(config: dict[str, Any]) -> Found:
+    """Return what a round takes eight nodes of ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        for node in range(NODES):
+            Identity.temporary().save(Path(folder, f"{node}.key"), Path(folder, f"{node}.crt"))
+        common = {**config, "folder": folder, "ports": free_ports(NODES)}
+        return together("session", [{**common, "node": node} for node in range(NODES)])
+
+
+def theirs(config: dict[str, Any], python: Path) -> Found:
+    """Return what a round takes eight nodes of p2pfl."""
+    with tempfile.TemporaryDirectory() as folder:
+        common = {**config, "folder": folder, "ports": free_ports(NODES)}
+        return together("p2pfl_start", [{**common, "node": node} for node in range(NODES)], python)
+
+
+def together(module: str, configs: Sequence[dict[str, Any]], python: Path | None = None) -> Found:
+    """Run a process for each config at once; return the sums of what they say (of seconds the most).
+
+    Raises
+    ------
+    SystemExit
+        If one of them fails: with the end of what it wrote.
+    """
+    command = [str(python or sys.executable), "-m", f"benchmarks.peers.{module}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    processes: list[subprocess.Popen[str]] = []
+    with tempfile.TemporaryDirectory() as folder:  # p2pfl writes its logs where it is
+        outputs = [Path(folder, f"{index}.out") for index in range(len(configs))]
+        try:
+            for config, output in zip(configs, outputs, strict=True):
+                with output.open("w") as file:
+                    processes.append(
+                        subprocess.Popen(
+                            [*command, json.dumps(config)],
+                            cwd=folder,
+                            env=environment,
+                            stdout=file,
+                            stderr=subprocess.STDOUT,
+                            text=True,
+                        )
+                    )
+            said = [_said(process, output) for process, output in zip(processes, outputs, strict=True)]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+    most = max(one["seconds"] for one in said)
+    return {key: sum(one[key] for one in said) for key in said[0]} | {"seconds": most}
+
+
+def _said(process: "subprocess.Popen[str]", output: Path) -> Found:
+    code = process.wait(TIMEOUT)
+    lines = output.read_text(errors="replace").splitlines()
+    for line in lines:
+        if line.startswith("found "):
+            found: Found = json.loads(line.removeprefix("found "))
+            return found
+    raise SystemExit("\n".join([f"{process.args} ended with {code}:", *lines[-20:]]))
+
+
+if __name__ == "__main__":
+    data, python = options()
+    harness.run("peers.p2pfl", __doc__, lambda bench: main(bench, data, python))
