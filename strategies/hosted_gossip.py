@@ -74,8 +74,8 @@ class HostedGossip(ResumableStrategy):
     mixer : callable, optional
         Makes a node's `flower_edge.gossip.Mixer` from its index (DPSGD by default); where there is a
         `compressor`, from its index, ``plan``, ``codec`` and ``start``: `flower_edge.gossip.ChocoSGD` (the
-        default for a plan of one phase), `LinkChoco` (for others), `DeepSqueeze` or `PlainQuantised`, as they
-        are or as ``functools.partial(ChocoSGD, gamma=0.5)``.
+        default for a plan of one phase), `LinkChoco` (for others), `ChocoCopies` (what boards run),
+        `DeepSqueeze` or `PlainQuantised`, as they are or as ``functools.partial(ChocoSGD, gamma=0.5)``.
     compressor : Compressor, optional
         In which bytes models would travel between the nodes, such as `flower_edge.gossip.Int8()`; whole, in
         fp32, by default. What is mixed here is what the nodes would read from those bytes. Messages between

@@ -110,9 +110,8 @@ def test_nodes_gossip_and_one_that_is_killed_goes_on(fleet: Path) -> None:
 def test_nodes_gossip_in_few_bytes(fleet: Path) -> None:
     for node in range(3):
         config = fleet / f"{node}.toml"
-        config.write_text(
-            'compressor = {name = "int8", per = "array"}\nalgorithm = "link"\n' + config.read_text()
-        )
+        few_bytes = 'compressor = {name = "int8", per = "array"}\nalgorithm = "link"\n'
+        config.write_text(few_bytes + "overlap = true\n" + config.read_text())
     nodes = [start(fleet, node) for node in range(3)]
     said = [node.communicate(timeout=60) for node in nodes]
 
@@ -165,6 +164,7 @@ def change(old: str, new: str) -> Callable[[Path], None]:
         (change("rounds = 80", "rounds = true"), "'rounds' = True, expected a whole number"),
         (change("rounds = 80", 'rounds = 80\ncompressor = "int9"'), "compressor is 'int9'; expected one of"),
         (change("rounds = 80", "rounds = 80\ncompressor = 8"), "= 8, expected a text or a table"),
+        (change("rounds = 80", "rounds = 80\noverlap = 1"), "= 1, expected true or false"),
         (change("rounds = 80", "rounds = 80\ngamma = 0.5"), "there is 'gamma' without 'compressor'"),
         (
             change("rounds = 80", 'rounds = 80\ncompressor = "int8"\nalgorithm = "choco"'),

@@ -13,9 +13,11 @@ from flower_edge.peer.frames import (
     HEADER_BYTES,
     LARGEST_FRAME,
     LARGEST_ROUND,
+    LARGEST_TERMS,
     Frame,
     Kind,
     decode,
+    hello,
     model_frames,
 )
 from flower_edge.peer.inbox import Inbox
@@ -52,6 +54,23 @@ def test_frames_read_back(frame: Frame) -> None:
 
     assert bytes(received.chunk) == bytes(frame.chunk)
     assert received.encode() == frame.encode()
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=LARGEST_TERMS + 50))
+def test_terms_are_short(terms: str) -> None:
+    frame = hello(RUN, 3, 7, terms)
+    if len(terms) <= LARGEST_TERMS:
+        received = decode(frame.encode())
+        assert (received.kind, bytes(received.chunk).decode()) == (Kind.HELLO, terms)
+    else:
+        with pytest.raises(FrameError, match="bytes of terms, expected at most 256"):
+            decode(frame.encode())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in (Kind.MODEL, Kind.HELLO)])
+def test_other_frames_have_no_payload(kind: Kind) -> None:
+    with pytest.raises(FrameError, match=f"received a {kind.name} with a payload"):
+        decode(Frame(kind, RUN, 3, 7, size=1, chunk=b"x").encode())
 
 
 @settings(max_examples=500)

@@ -432,6 +432,44 @@ def test_a_board_that_does_not_know_the_compressor(
         ServerlessGossip(plan, compressor=Int8(), settings=FAST).start(grid, initial, num_rounds=1)
 
 
+def test_overlap_reaches_the_boards(plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord) -> None:
+    """Training that does not look at the model comes to the same; the order of events is another one."""
+    strategy = ServerlessGossip(plan, rounds_per_session=3, export=6, overlap=True, settings=FAST)
+
+    result = strategy.start(grid, initial, num_rounds=6)
+
+    expected = hosted(plan, grid.app, initial, 6)["weight"]
+    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected, rtol=1e-5)
+    orders = [m.content["gossip"] for m in grid.sent if m.metadata.message_type == "train.gossip"]
+    assert all(order["overlap"] is True for order in orders)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"overlap": True}, "overlap=True is for sessions between boards"), ({"compressor": Int8()}, "")],
+)
+def test_what_a_host_simulates(
+    arguments: dict, message: str, plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord
+) -> None:
+    def simulated(partition: int, message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "query.gossip" and not reply.has_error():
+            for answer in reply.content.config_records.values():
+                answer["simulated"] = True
+        return reply
+
+    grid = LocalGrid(gossip_mod(toy_app), NODE_IDS, fault=simulated)
+    strategy = ServerlessGossip(plan, **arguments)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            strategy.start(grid, initial, num_rounds=3)
+        return
+    result = strategy.start(grid, initial, num_rounds=3)
+
+    by_host = HostedGossip(plan, bind_by="partition-id", compressor=Int8(), mixer=ChocoCopies)
+    expected = by_host.start(LocalGrid(grid.app, NODE_IDS), initial, 3).arrays
+    np.testing.assert_array_equal(result.arrays["weight"].numpy(), expected["weight"].numpy())
+
+
 def test_errors_are_counted(plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord) -> None:
     def fail(partition: int, message: Message, reply: Message) -> Message:
         broken = partition == 2 and message.metadata.message_type == "train.gossip"
