@@ -16,7 +16,7 @@ def main(config: dict[str, Any]) -> None:
     settle(one_core=config["one_core"])
     node, ports, folder = config["node"], config["ports"], Path(config["folder"])
     training = Training(Path(config["data"]), node)
-    marks = Marks(lambda: sum(socket.sent for socket in tcp_sockets()))
+    marks = Marks(lambda: sum(socket.received for socket in tcp_sockets()))
 
     def train(arrays: dict[str, Any], _: int) -> tuple[dict[str, Any], dict[str, float]]:
         marks.take()

@@ -110,24 +110,24 @@ class Marks:
 
     Parameters
     ----------
-    sent : callable
-        Returns the bytes that this process has sent up to now.
+    carried : callable
+        Returns the bytes that its links have carried up to now, in one of the two directions.
     """
 
-    def __init__(self, sent: Callable[[], int] = lambda: 0) -> None:
-        self._sent = sent
+    def __init__(self, carried: Callable[[], int] = lambda: 0) -> None:
+        self._carried = carried
         self._taken: list[tuple[float, float, int]] = []
 
     def take(self) -> None:
         """Note the CPU seconds of all threads (user and system), the time, and the bytes."""
-        self._taken.append((time.process_time(), time.monotonic(), self._sent()))
+        self._taken.append((time.process_time(), time.monotonic(), self._carried()))
 
     def a_round(self) -> dict[str, float]:
         """Return what a round took on average; the first one is start-up."""
-        (cpu, seconds, sent), last = self._taken[1], self._taken[-1]
+        (cpu, seconds, carried), last = self._taken[1], self._taken[-1]
         rounds = len(self._taken) - 2
         return {
             "cpu_seconds": (last[0] - cpu) / rounds,
             "seconds": (last[1] - seconds) / rounds,
-            "bytes": (last[2] - sent) / rounds,
+            "bytes": (last[2] - carried) / rounds,
         }
