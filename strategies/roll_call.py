@@ -43,7 +43,9 @@ class Board:
     codecs: tuple[str, ...]
 
 
-def roll_call(grid: Grid, n: int, run: str, *, insecure: bool, direct: bool) -> dict[int, Board]:
+def roll_call(
+    grid: Grid, n: int, run: str, *, insecure: bool, direct: bool, timeout: float = QUERY_TIMEOUT
+) -> dict[int, Board]:
     """Ask all connected nodes who they are; return those that can take part, by their index in the plan.
 
     Parameters
@@ -57,6 +59,8 @@ def roll_call(grid: Grid, n: int, run: str, *, insecure: bool, direct: bool) -> 
         Whether certificates are of no use.
     direct : bool
         Whether simulated nodes choose an address on this machine.
+    timeout : float, default 60
+        Seconds to wait for their answers.
     """
     boards: dict[int, Board] = {}
     twice: set[int] = set()
@@ -72,7 +76,7 @@ def roll_call(grid: Grid, n: int, run: str, *, insecure: bool, direct: bool) -> 
         Message(question, dst_node_id=node_id, message_type=PARTITION_QUERY)
         for node_id in sorted(grid.get_node_ids())
     ]
-    accept(grid.send_and_receive(queries, timeout=QUERY_TIMEOUT) if queries else [], take)
+    accept(grid.send_and_receive(queries, timeout=timeout) if queries else [], take)
     for partition in twice:
         log(WARNING, "Several nodes have partition-id %d; all of them sit out", partition)
         del boards[partition]

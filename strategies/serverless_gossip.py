@@ -20,7 +20,7 @@ from flower_edge.gossip.compressor import Compressor
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import PeerSettings
-from flower_edge.strategies.binding import TooFewNodesError, wait_for_nodes
+from flower_edge.strategies.binding import QUERY_TIMEOUT, TooFewNodesError, wait_for_nodes
 from flower_edge.strategies.hosted_gossip import HostedGossip
 from flower_edge.strategies.meeting import check_together, forget
 from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
@@ -85,7 +85,8 @@ class ServerlessGossip(Strategy):
     resume : str or Path, optional
         A file that says, after each session, where the run stands. If it exists, the run goes on from there,
         also after the SuperLink was killed: boards go on with a session without it, and report that
-        session's rounds to the next one.
+        session's rounds to the next one. They answer when they are done with it: `connect_timeout` has to be
+        longer than what is left. In simulation, `HostedGossip` keeps its own file beside this one.
     weighted_by_key : str (default: "num-examples")
         The metric by which the nodes' metrics are weighted when averaged.
     arrayrecord_key : str (default: "arrays")
@@ -222,7 +223,9 @@ class ServerlessGossip(Strategy):
         self._check_model(initial_arrays)
         result = self._taken_up()
         wait_for_nodes(grid, self.plan.n, self.connect_timeout)
-        self._boards = self._present(grid)
+        # Nodes that are still in a session, which an earlier server began, answer when it is over.
+        resumes = self.resume is not None and self.resume.exists()
+        self._boards = self._present(grid, self.connect_timeout if resumes else QUERY_TIMEOUT)
         simulated = bool(self._boards) and all(board.simulated for board in self._boards.values())
         if simulated and self.simulation == "hosted":
             return self._hosted().start(
@@ -326,7 +329,7 @@ class ServerlessGossip(Strategy):
             evaluate_every=self.rounds_per_session,
             bind_by="partition-id",
             connect_timeout=self.connect_timeout,
-            resume=self.resume,
+            resume=None if self.resume is None else self.resume.with_name(self.resume.name + ".hosted"),
             mixer=self.mixer,
             compressor=self.compressor,
             weighted_by_key=self.weighted_by_key,
@@ -396,13 +399,14 @@ class ServerlessGossip(Strategy):
             for node in sorted(rows)
         ]
 
-    def _present(self, grid: Grid) -> dict[int, Board]:
+    def _present(self, grid: Grid, timeout: float = QUERY_TIMEOUT) -> dict[int, Board]:
         """Return the nodes that can take part."""
         boards = roll_call(
             grid,
             self.plan.n,
             self._progress.run,
             insecure=self.settings.insecure,
+            timeout=timeout,
             direct=self.simulation == "direct",
         )
         if len(boards) < self.min_nodes:

@@ -189,7 +189,11 @@ def test_a_node_whose_training_fails_stops_nobody(
 
 
 def test_simulated_nodes_are_hosted(
-    plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord, caplog: pytest.LogCaptureFixture
+    plan: GossipPlan,
+    toy_app: ClientApp,
+    initial: ArrayRecord,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     def simulated(partition: int, message: Message, reply: Message) -> Message:
         if message.metadata.message_type == "query.gossip" and not reply.has_error():
@@ -201,10 +205,14 @@ def test_simulated_nodes_are_hosted(
     logging.getLogger("flwr").addHandler(caplog.handler)
     try:
         with caplog.at_level(logging.INFO, "flwr"):
-            result = ServerlessGossip(plan, rounds_per_session=2).start(grid, initial, num_rounds=4)
+            for rounds in (2, 4):  # the second time it resumes
+                strategy = ServerlessGossip(plan, rounds_per_session=2, resume=tmp_path / "run")
+                result = strategy.start(grid, initial, num_rounds=rounds)
     finally:
         logging.getLogger("flwr").removeHandler(caplog.handler)
 
+    trained = sum(message.metadata.message_type == "train" for message in grid.sent)
+    assert trained == 6 * 4
     assert "their gossip is hosted (HostedGossip)" in caplog.text
     expected = hosted(plan, toy_app, initial, 4)
     np.testing.assert_allclose(result.arrays["weight"].numpy(), expected["weight"], rtol=1e-6)
@@ -275,7 +283,12 @@ class PowerCutError(Exception):
 
 @pytest.mark.parametrize("when", ["before the replies arrive", "after the session"])
 def test_a_run_goes_on_after_its_server_was_killed(
-    when: str, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord, tmp_path: Path
+    when: str,
+    plan: GossipPlan,
+    grid: ThreadedGrid,
+    initial: ArrayRecord,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In its second session, which the boards do to its end."""
     whole = ServerlessGossip(plan, rounds_per_session=3, settings=FAST).start(grid, initial, num_rounds=8)
@@ -296,8 +309,15 @@ def test_a_run_goes_on_after_its_server_was_killed(
     with pytest.raises(PowerCutError):
         Killed(plan, **arguments).start(grid, initial, num_rounds=8)
     before = len(grid.sent)
-    result = ServerlessGossip(plan, export=6, **arguments).start(grid, initial, num_rounds=8)
+    waits: list[float] = []
+    send = grid.send_and_receive
+    monkeypatch.setattr(
+        grid, "send_and_receive", lambda them, timeout: waits.append(timeout) or send(them, timeout=timeout)
+    )
+    resumed = ServerlessGossip(plan, export=6, connect_timeout=77.0, **arguments)
+    result = resumed.start(grid, initial, num_rounds=8)
 
+    assert waits[0] == 77.0, "as long as it takes until the boards are done with their session"
     assert training_metrics(result) == training_metrics(whole)
     assert result.evaluate_metrics_clientapp == whole.evaluate_metrics_clientapp
     expected = hosted(plan, grid.app, initial, 8)["weight"]
