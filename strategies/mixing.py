@@ -95,7 +95,7 @@ def mixer_of_boards(
     return chosen
 
 
-def compression(plan: GossipPlan, mixer: MakeMixer, layout: Layout, compressor: Compressor) -> Compression:
+def compression_of(plan: GossipPlan, mixer: MakeMixer, layout: Layout, compressor: Compressor) -> Compression:
     """Return what boards are told of a mixer: algorithm, compressor, and γ for this plan and model."""
     tried = _tried(plan, mixer, layout, compressor)
     return Compression(tried.algorithm, compressor, tried.gamma)

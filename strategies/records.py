@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from flower_edge.gossip.codec import ArraySpec, Layout
+from flower_edge.gossip.codec import ArraySpec, Layout, is_finite
 
 MAX_NPY_HEADER_BYTES = 16 * 1024
 
@@ -96,3 +96,16 @@ def _npy(array: Array) -> bytes:
     if array.stype != "numpy.ndarray":
         raise ValueError(f"received an array serialised as {array.stype!r}, expected 'numpy.ndarray'")
     return array.data
+
+
+def average(models: Sequence[Mapping[str, Any]], layout: Layout) -> ArrayRecord | None:
+    """Return the average of models, those that are not finite left out; None if there is none.
+
+    Arrays that gossip does not mix are the first model's.
+    """
+    flat = [layout.flatten(model) for model in models]
+    good = [(vector, carried) for vector, carried in flat if is_finite(vector)]
+    if not good:
+        return None
+    mean = np.asarray(np.mean([vector for vector, _ in good], axis=0, dtype=np.float64), np.float32)
+    return to_record(layout.unflatten(mean, good[0][1]))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import WARNING, getLogger
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from flower_edge.gossip.compression import to_named
+from flower_edge.gossip.compressor import Compressor
 from flower_edge.peer import Member
 from flower_edge.strategies.binding import PARTITION_QUERY, QUERY_TIMEOUT
 from flower_edge.strategies.replies import accept
@@ -101,3 +104,18 @@ def _board(node_id: int, content: RecordDict, n: int, *, insecure: bool) -> tupl
     codecs = record.get("codecs", [])
     names = tuple(map(str, codecs)) if isinstance(codecs, list) else ()
     return partition, Board(node_id, record.get("simulated") is True, round_, member, names)
+
+
+def check_boards(boards: Mapping[int, Board], compressor: Compressor | None) -> None:
+    """Raise a ValueError unless boards can be reached, and send models in these bytes."""
+    name = None if compressor is None else to_named(compressor)["name"]
+    if name and (without := sorted(node for node, board in boards.items() if name not in board.codecs)):
+        raise ValueError(
+            f"nodes {without} cannot send models in {name!r}, but in {boards[without[0]].codecs}: update "
+            "flower_edge there, or take another compressor"
+        )
+    if homeless := sorted(node for node, board in boards.items() if board.member is None):
+        raise ValueError(
+            f"nodes {homeless} have no address, so that nobody can send them a model: start their "
+            "SuperNodes with --node-config \"gossip-address='192.168.1.20:9700' …\""
+        )

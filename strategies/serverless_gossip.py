@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
 from typing import Any, Literal
@@ -18,24 +16,23 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from flower_edge.gossip.codec import Layout, is_finite
-from flower_edge.gossip.compression import to_named
 from flower_edge.gossip.compressor import Compressor
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import PeerSettings
 from flower_edge.strategies.binding import QUERY_TIMEOUT, TooFewNodesError, wait_for_nodes
-from flower_edge.strategies.checkpoint import CheckpointError
 from flower_edge.strategies.hosted_gossip import HostedGossip
 from flower_edge.strategies.meeting import check_together, forget
 from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
-from flower_edge.strategies.mixing import MakeMixer, compression, mixer_of_boards
-from flower_edge.strategies.records import checked_weight, to_numpy, to_record
+from flower_edge.strategies.mixing import MakeMixer, compression_of, mixer_of_boards
+from flower_edge.strategies.orders import Terms
+from flower_edge.strategies.records import average, checked_weight, to_numpy
 from flower_edge.strategies.replies import accept
-from flower_edge.strategies.roll_call import Board, roll_call
+from flower_edge.strategies.roll_call import Board, check_boards, roll_call
 from flower_edge.strategies.rounds import EvaluateFn
 from flower_edge.strategies.session_progress import SessionProgress
 from flower_edge.strategies.session_rounds import SessionRounds
-from flower_edge.strategies.survivors import Rows, rows_of_survivors
+from flower_edge.strategies.survivors import rows_of_survivors
 
 log = getLogger("flwr").log
 
@@ -170,6 +167,7 @@ class ServerlessGossip(Strategy):
         self.configrecord_key = configrecord_key
         self.train_metrics_aggr_fn = train_metrics_aggr_fn
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn
+        self._terms = Terms(self.settings, robust, overlap, arrayrecord_key, configrecord_key)
         self._progress = SessionProgress(plan.digest(), secrets.token_hex(16))
         self._boards: dict[int, Board] = {}
         self._rounds = SessionRounds(plan.n, weighted_by_key, train_metrics_aggr_fn)
@@ -283,31 +281,17 @@ class ServerlessGossip(Strategy):
     def _taken_up(self) -> Result:
         """Return what is known of the run: nothing, or what the resume file says."""
         result = Result()
-        if self.resume is None or not self.resume.exists():
-            return result
-        self._progress = SessionProgress.load(self.resume, self.plan.digest())
-        try:
-            self._rounds.restore(self._progress.reports)
-            for kind, evaluations in self._progress.evaluations.items():
-                getattr(result, kind).update(
-                    {int(r): MetricRecord(found) for r, found in evaluations.items()}
-                )
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{self.resume} does not say where a run stands: {error}") from error
-        result.train_metrics_clientapp.update(self._rounds.since(1))
-        log(INFO, "Resuming after round %d from %s", self._progress.last, self.resume)
+        if self.resume is not None and self.resume.exists():
+            self._progress = SessionProgress.load(self.resume, self.plan.digest())
+            self._progress.recall(self._rounds, result)
+            log(INFO, "Resuming after round %d from %s", self._progress.last, self.resume)
         return result
 
     def _keep(self, result: Result) -> None:
         """Write the resume file, if one is kept."""
-        if self.resume is None:
-            return
-        self._progress.reports = self._rounds.to_json()
-        self._progress.evaluations = {
-            kind: {str(r): dict(metrics) for r, metrics in getattr(result, kind).items()}
-            for kind in ("evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
-        }
-        self._progress.save(self.resume)
+        if self.resume is not None:
+            self._progress.note(self._rounds, result)
+            self._progress.save(self.resume)
 
     def _one_session(
         self,
@@ -388,14 +372,23 @@ class ServerlessGossip(Strategy):
         if server_round > 1 or not self._boards:
             self._boards = self._present(grid)
         rows, acting = rows_of_survivors(self.plan, self._boards.keys())
-        told = self._compression(acting)
+        compression = self._compression(acting)
         draw = np.random.default_rng(server_round)
         exporting = set(draw.permutation(sorted(rows))[: self.export].tolist())
         return [
             Message(
                 RecordDict(
                     {
-                        "gossip": self._order(node, rows[node], told, exports=node in exporting),
+                        "gossip": self._terms.order(
+                            self._progress.run,
+                            node,
+                            rows[node],
+                            self._boards,
+                            rounds=(self._first, self._last),
+                            told=self._rounds.told(node),
+                            compression=compression,
+                            exports=node in exporting,
+                        ),
                         self.configrecord_key: config,
                         **({self.arrayrecord_key: arrays} if self._boards[node].round < 0 else {}),
                     }
@@ -423,54 +416,14 @@ class ServerlessGossip(Strategy):
             )
         if self.simulation == "hosted" and all(board.simulated for board in boards.values()):
             return boards
-        self._check_codecs(boards)
-        if homeless := sorted(node for node, board in boards.items() if board.member is None):
-            raise ValueError(
-                f"nodes {homeless} have no address, so that nobody can send them a model: start their "
-                "SuperNodes with --node-config \"gossip-address='192.168.1.20:9700' …\""
-            )
+        check_boards(boards, self.compressor)
         return boards
-
-    def _check_codecs(self, boards: Mapping[int, Board]) -> None:
-        if self.compressor is None:
-            return
-        name = to_named(self.compressor)["name"]
-        if without := sorted(node for node, board in boards.items() if name not in board.codecs):
-            raise ValueError(
-                f"nodes {without} cannot send models in {name!r}, but in {boards[without[0]].codecs}: update "
-                "flower_edge there, or take another compressor"
-            )
 
     def _compression(self, plan: GossipPlan) -> str:
         """Return how models become few bytes under a plan, empty if they do not."""
         if self.compressor is None:
             return ""
-        return compression(plan, self.mixer, self._running_layout(), self.compressor).to_json()
-
-    def _order(self, node: int, rows: Rows, told: str, *, exports: bool) -> ConfigRecord:
-        neighbours = sorted({other for row in rows for other in row} - {node})
-        members = [self._boards[other].member for other in neighbours]
-        return ConfigRecord(
-            {
-                "run": self._progress.run,
-                "node": node,
-                "address": "" if (own := self._boards[node].member) is None else own.address,
-                "first-round": self._first,
-                "last-round": self._last,
-                "told-round": self._rounds.told(node),
-                "rows": json.dumps(rows),
-                "members": json.dumps(
-                    [[m.node, m.address, (m.certificate or b"").decode()] for m in members if m is not None]
-                ),
-                "settings": json.dumps(asdict(self.settings)),
-                "robust": self.robust or "",
-                "compression": told,
-                "overlap": self.overlap,
-                "export": exports,
-                "arrayrecord-key": self.arrayrecord_key,
-                "configrecord-key": self.configrecord_key,
-            }
-        )
+        return compression_of(plan, self.mixer, self._running_layout(), self.compressor).to_json()
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -490,16 +443,7 @@ class ServerlessGossip(Strategy):
         did = self._rounds.nodes_since(self._first)
         log(INFO, "aggregate_train: %d nodes did the session, %d replies rejected", did, rejected)
         metrics = self._rounds.since(self._first)
-        return self._mean(models), metrics.get(self._last)
-
-    def _mean(self, models: list[Mapping[str, Any]]) -> ArrayRecord | None:
-        layout = self._running_layout()
-        flat = [layout.flatten(model) for model in models]
-        good = [(vector, carried) for vector, carried in flat if is_finite(vector)]
-        if not good:
-            return None
-        mean = np.asarray(np.mean([vector for vector, _ in good], axis=0, dtype=np.float64), np.float32)
-        return to_record(layout.unflatten(mean, good[0][1]))
+        return average(models, self._running_layout()), metrics.get(self._last)
 
     def _running_layout(self) -> Layout:
         if self._layout is None:
@@ -522,14 +466,7 @@ class ServerlessGossip(Strategy):
             Message(
                 RecordDict(
                     {
-                        "gossip": ConfigRecord(
-                            {
-                                "run": self._progress.run,
-                                "node": node,
-                                "arrayrecord-key": self.arrayrecord_key,
-                                "configrecord-key": self.configrecord_key,
-                            }
-                        ),
+                        "gossip": ConfigRecord(dict(self._terms.keys(self._progress.run, node))),
                         self.configrecord_key: config,
                     }
                 ),

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flwr.app import MetricRecord
+from flwr.serverapp.strategy import Result
+
 from flower_edge.gossip._strict_json import is_int
 from flower_edge.strategies.checkpoint import CheckpointError
+from flower_edge.strategies.session_rounds import SessionRounds
 
 VERSION = 1
 LARGEST = 256 * 2**20
@@ -42,6 +46,32 @@ class SessionProgress:
     last: int = 0
     reports: Reports = field(default_factory=dict)
     evaluations: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def note(self, rounds: SessionRounds, result: Result) -> None:
+        """Take over what nodes have reported, and what evaluations have found."""
+        self.reports = rounds.to_json()
+        self.evaluations = {
+            kind: {str(r): dict(metrics) for r, metrics in getattr(result, kind).items()}
+            for kind in ("evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
+        }
+
+    def recall(self, rounds: SessionRounds, result: Result) -> None:
+        """Give back what `note` took over.
+
+        Raises
+        ------
+        CheckpointError
+            If it is not that.
+        """
+        try:
+            rounds.restore(self.reports)
+            for kind, evaluations in self.evaluations.items():
+                getattr(result, kind).update(
+                    {int(r): MetricRecord(found) for r, found in evaluations.items()}
+                )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"the file does not say where a run of sessions stands: {error}") from error
+        result.train_metrics_clientapp.update(rounds.since(1))
 
     def save(self, path: Path) -> None:
         """Write the file: after a crash at any moment it is the old one or the new one, whole.
