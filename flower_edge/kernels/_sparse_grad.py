@@ -1,0 +1,210 @@
+"""Gradients of convolutions from a pruned gradient of the output: zeros are skipped, not multiplied."""
+
+from typing import TYPE_CHECKING
+
+from flower_edge.kernels._grid import Pair
+from flower_edge.kernels._maps import check_no_gradient
+from flower_edge.kernels._pruned import PackedSigns, PrunedGradient
+from flower_edge.kernels._sparse_grad_reference import (
+    pack_signs_reference,
+    prune_reference,
+    pruning_threshold_reference,
+    sparse_grad_input_reference,
+    sparse_grad_weight_reference,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pruning_threshold(grad: "torch.Tensor", sparsity: float) -> float:
+    r"""Find the threshold with which :func:`prune` is expected to make a given part of a gradient zero.
+
+    That is the :math:`\tau` for which the mean of :math:`\max(0, 1 - |g| / \tau)` over all elements is
+    `sparsity`. It is found from the magnitudes' distribution over exponents and leading bits; of a gradient
+    of more than 2**17 elements, from a sample of so many, spread over all of it.
+
+    Parameters
+    ----------
+    grad : torch.Tensor
+        Shape ``(N, C, H, W)``, float32. NaNs and infinities are not counted.
+    sparsity : float
+        Wanted part of zeros, ``0 <= sparsity < 1``. Elements that are 0 already count.
+
+    Returns
+    -------
+    float
+        The threshold, a float32; 0.0 where that part of `grad` is 0 already. The same for every instruction
+        set and number of threads.
+
+    Raises
+    ------
+    TypeError
+        If `grad` is not a dense tensor of float32.
+    ValueError
+        If it has not four dimensions or requires gradients in grad mode, or `sparsity` is out of its range.
+    """
+    _check(grad, "grad")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity is {sparsity}, expected 0 <= sparsity < 1")
+    return pruning_threshold_reference(grad, sparsity)
+
+
+def prune(grad: "torch.Tensor", threshold: float, seed: int) -> PrunedGradient:
+    r"""Set small elements of a gradient to 0 at random, so that its mean stays what it is.
+
+    With the threshold :math:`\tau`, elements of :math:`|g| \ge \tau` stay; others become
+    :math:`\tau \, \mathrm{sign}(g)` with probability :math:`|g| / \tau`, else 0: Hong, Yue, EfficientGrad,
+    2021. The random numbers have 23 bits and are a function of the seed and of the place in memory, with
+    channels last, alone. NaNs stay.
+
+    Parameters
+    ----------
+    grad : torch.Tensor
+        Shape ``(N, C, H, W)``, float32; channels last are fastest.
+    threshold : float
+        Finite, at least 0; taken as float32. See :func:`pruning_threshold`.
+    seed : int
+        64 bits count.
+
+    Returns
+    -------
+    PrunedGradient
+        The same for every instruction set and number of threads.
+
+    Raises
+    ------
+    TypeError
+        If `grad` is not a dense tensor of float32.
+    ValueError
+        If it has not four dimensions or requires gradients in grad mode, or `threshold` is out of its range.
+    """
+    _check(grad, "grad")
+    if not 0 <= threshold <= _LARGEST:
+        raise ValueError(f"threshold is {threshold}, expected a finite float32 of at least 0")
+    return prune_reference(grad, threshold, seed)
+
+
+# The largest float32.
+_LARGEST = 3.4028234663852886e38
+
+
+def pack_signs(weight: "torch.Tensor") -> PackedSigns:
+    """Keep one bit of each weight, its sign, and the mean magnitude of each filter.
+
+    Parameters
+    ----------
+    weight : torch.Tensor
+        Shape ``(C_out, C_in / groups, kh, kw)``, float32; channels last are fastest. The sign of 0 is +1.
+
+    Returns
+    -------
+    PackedSigns
+        For :func:`sparse_grad_input`.
+
+    Raises
+    ------
+    TypeError
+        If `weight` is not a dense tensor of float32.
+    ValueError
+        If it has not four dimensions or requires gradients in grad mode.
+    """
+    _check(weight, "weight")
+    return pack_signs_reference(weight)
+
+
+def sparse_grad_input(
+    pruned: PrunedGradient,
+    weight: "torch.Tensor | PackedSigns",
+    input_shape: "tuple[int, ...]",
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> "torch.Tensor":
+    """Form the gradient of a convolution's input from the non-zeros of that of its output.
+
+    Parameters
+    ----------
+    pruned : PrunedGradient
+        Of the output, shape ``(N, C_out, H_out, W_out)``.
+    weight : torch.Tensor or PackedSigns
+        Shape ``(C_out, C_in / groups, kh, kw)``, float32, channels last are fastest; or what stands for it in
+        the backward pass.
+    input_shape : tuple of int
+        ``(N, C_in, H, W)``.
+    stride, padding, dilation : int or (int, int), optional
+        Along height and width. Default: 1, 0, 1.
+    groups : int, optional
+        Default: 1.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, shape `input_shape`, channels last. The same for every number of threads.
+
+    Raises
+    ------
+    TypeError
+        If `weight` is neither a dense tensor of float32 nor PackedSigns.
+    ValueError
+        If shapes do not fit together, or `weight` requires gradients in grad mode.
+    """
+    if not isinstance(weight, PackedSigns):
+        _check(weight, "weight")
+    return sparse_grad_input_reference(pruned, weight, input_shape, stride, padding, dilation, groups)
+
+
+def sparse_grad_weight(
+    pruned: PrunedGradient,
+    x: "torch.Tensor",
+    weight_shape: "tuple[int, ...]",
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> "torch.Tensor":
+    """Form the gradient of a convolution's weight from the non-zeros of that of its output.
+
+    Parameters
+    ----------
+    pruned : PrunedGradient
+        Of the output, shape ``(N, C_out, H_out, W_out)``.
+    x : torch.Tensor
+        The input, shape ``(N, C_in, H, W)``, float32; channels last are fastest.
+    weight_shape : tuple of int
+        ``(C_out, C_in / groups, kh, kw)``.
+    stride, padding, dilation : int or (int, int), optional
+        Along height and width. Default: 1, 0, 1.
+    groups : int, optional
+        Default: 1.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, shape `weight_shape`, channels last. The same for every number of threads.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not a dense tensor of float32.
+    ValueError
+        If shapes do not fit together, or `x` requires gradients in grad mode.
+    """
+    _check(x, "x")
+    return sparse_grad_weight_reference(pruned, x, weight_shape, stride, padding, dilation, groups)
+
+
+def _check(tensor: "torch.Tensor", name: str) -> None:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch tensor")
+    if tensor.dtype != torch.float32 or tensor.layout != torch.strided:
+        raise TypeError(
+            f"{name} is a {tensor.dtype} tensor with layout {tensor.layout}, expected torch.float32 with "
+            "layout torch.strided"
+        )
+    check_no_gradient(tensor, name)
+    if tensor.dim() != 4:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected four dimensions")
