@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flower_edge.kernels._pruned import PrunedGradient
-from flower_edge.kernels._sparse_grad import prune, pruning_threshold
+from flower_edge.kernels._sparse_grad import pack_signs, prune, pruning_threshold
 from flower_edge.training._choice import Measurement
 
 _numbers = count()
@@ -81,6 +81,11 @@ class Tally:
     zeros: int = 0
     macs: int = 0
     skipped_macs: int = 0
+
+    @property
+    def share(self) -> float:
+        """Share of zeros, 0 if nothing was pruned."""
+        return self.zeros / self.elements if self.elements else 0.0
 
 
 class Pruner:
@@ -175,6 +180,12 @@ class PrunedFeedback:
     measured: bool
     pruner: Pruner = field(compare=False, repr=False)
 
+    def feedback_bytes(self, weight: Tensor) -> int:
+        """Count the bytes of what errors go back through, as the latest backward pass did."""
+        if not self.signs or self.pruner.path == "exact":
+            return weight.nbytes
+        return pack_signs(weight.detach().float()).nbytes
+
     def __str__(self) -> str:
         feedback = "sign" if self.signs else "exact"
         return f"SignFeedback(sparsity={self.pruner.sparsity}, feedback={feedback!r})"
@@ -252,17 +263,17 @@ def pruning_report(model: nn.Module) -> PruningReport:
     _check(model)
     found = list(pruners(model))
     tallies = [pruner.tally for _, pruner in found]
+    counted = ("elements", "zeros", "macs", "skipped_macs")
+    total = Tally(**{name: sum(getattr(tally, name) for tally in tallies) for name in counted})
     return PruningReport(
         tuple(
-            LayerPruning(
-                name, pruner.path, _share(pruner.tally), pruner.tally.macs, pruner.tally.skipped_macs
-            )
+            LayerPruning(name, pruner.path, pruner.tally.share, pruner.tally.macs, pruner.tally.skipped_macs)
             for name, pruner in found
         ),
         max((tally.passes for tally in tallies), default=0),
-        _share(*tallies),
-        sum(tally.macs for tally in tallies),
-        sum(tally.skipped_macs for tally in tallies),
+        total.share,
+        total.macs,
+        total.skipped_macs,
     )
 
 
@@ -307,11 +318,6 @@ def pruners(model: nn.Module) -> Iterator[tuple[str, Pruner]]:
         way = getattr(vars(layer).get("rule"), "grad_weight", None)
         if isinstance(way, PrunedFeedback):
             yield name, way.pruner
-
-
-def _share(*tallies: Tally) -> float:
-    elements = sum(tally.elements for tally in tallies)
-    return sum(tally.zeros for tally in tallies) / elements if elements else 0.0
 
 
 def _check(model: object) -> None:
