@@ -26,7 +26,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
-    tallies = [(pruner, copy.copy(pruner.tally)) for _, pruner in pruners(model)]
+    pruned = [(pruner, vars(pruner) | {"tally": copy.copy(pruner.tally)}) for _, pruner in pruners(model)]
     gpus = {parameter.device for parameter, _, _ in parameters if parameter.device.type == "cuda"}
     gpu_states = {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -44,8 +44,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 if buffer is not None and content is not None:
                     buffer.copy_(content)
                 module._buffers[name] = buffer
-        for pruner, tally in tallies:
-            pruner.tally = tally
+        for pruner, attributes in pruned:
+            vars(pruner).update(attributes)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)

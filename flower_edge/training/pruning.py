@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from flower_edge.kernels._pruned import PrunedGradient
 from flower_edge.kernels._sparse_grad import pack_signs, prune, pruning_threshold
@@ -118,7 +119,9 @@ class Pruner:
     def __init__(self, sparsity: float, schedule: Rising | None = None) -> None:
         self.sparsity = sparsity
         self.schedule = schedule
-        self.seed = int(torch.randint(_SEEDS - 1, ()))
+        # A model may be prepared where tensors have no data, but seeds are numbers.
+        with _disable_current_modes():
+            self.seed = int(torch.randint(_SEEDS - 1, ()))
         self.tally = Tally()
         self.measurement: Measurement | None = None
         self.path: str | None = None
