@@ -1,0 +1,332 @@
+"""Time and energy of pruned gradients and feedback through signs: layers, and whole training steps.
+
+``python -m benchmarks.sign_feedback [--quick]``
+
+Layers: from x, grad_y and weight to grad_x and grad_weight, all that a training step needs included: the
+threshold, pruning, packing of signs, both gradients. Torch's exact way has the better of two memory formats;
+"as trained" is what a layer with the method's defaults does, which is torch's own where that is faster.
+Steps: forward, loss, backward and SGD with momentum of ResNet-18, 16 images of 32×32, channels last. All
+times are measured, interleaved in one process; multiply-accumulates and bytes are counted, and energy is
+modelled from them by the published table of `flower_edge.energy`.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from math import exp, log
+from timeit import repeat
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.harness import Benchmark, Timing, interleaved, run
+from benchmarks.networks import resnet18
+from flower_edge.energy import Counts, EnergyModel
+from flower_edge.kernels import pack_signs
+from flower_edge.training import SignFeedback, _sign_ops, explain, prepare_, pruning_report
+from flower_edge.training._int8_ops import Geometry
+from flower_edge.training.pruning import PrunedFeedback, Pruner
+
+EXACT, OURS, TRAINED = "torch, exact", "pruned, sign feedback", "as trained"
+EXACT_FEEDBACK = "pruned, exact feedback"
+SPARSITIES = (0.5, 0.8, 0.9, 0.95)
+BOUNDS = {0.8: 2.2, 0.9: 4.0, 0.95: 6.0}
+STEP_BOUND = 1.4
+SLOWEST = 0.98
+"""Of torch's speed, for any layer as it is trained: clocks are no better than that."""
+
+FEEDBACK_BOUND = 30.0
+PUBLISHED_ENERGY = 5.0
+"""Times less, Hong and Yue 2021, of their own chip."""
+
+BATCH, SIDE, CLASSES = 16, 32, 10
+VALUE_BYTES, INDEX_BYTES = 4, 2
+"""Of an element that is not zero, in a list."""
+
+Step = Callable[[], object]
+
+
+class Layer(NamedTuple):
+    """A convolution of ResNet-18 for images of 32×32, and its input."""
+
+    inputs: int
+    outputs: int
+    side: int
+    kernel_size: int = 3
+    stride: int = 1
+
+    def __str__(self) -> str:
+        kind = f"{self.kernel_size}×{self.kernel_size} {self.inputs}→{self.outputs}"
+        return f"{kind} @{self.side}×{self.side}{' stride 2' if self.stride == 2 else ''}"
+
+
+LAYERS = (
+    *(Layer(64, 64, 32), Layer(64, 128, 32, stride=2), Layer(128, 128, 16), Layer(128, 256, 16, stride=2)),
+    *(Layer(256, 256, 8), Layer(256, 512, 8, stride=2), Layer(512, 512, 4)),
+)
+POINTWISE = (Layer(64, 128, 32, 1, 2), Layer(128, 256, 16, 1, 2), Layer(256, 512, 8, 1, 2))
+
+
+class Problem(NamedTuple):
+    """A layer and tensors for it with random values."""
+
+    x: Tensor
+    grad: Tensor
+    weight: Tensor
+    geometry: Geometry
+
+    @classmethod
+    def of(cls, layer: Layer, layout: torch.memory_format, batch: int = BATCH) -> "Problem":
+        """Make the tensors."""
+        torch.manual_seed(0)
+        kernel, padding = (layer.kernel_size,) * 2, layer.kernel_size // 2
+        x = torch.relu(torch.randn(batch, layer.inputs, layer.side, layer.side))
+        weight = torch.randn(layer.outputs, layer.inputs, *kernel) / (layer.inputs * kernel[0] ** 2) ** 0.5
+        geometry = Geometry((layer.stride,) * 2, (padding,) * 2, (1, 1), 1)
+        grad = torch.randn_like(torch.conv2d(x, weight, None, *geometry))
+        x, grad, weight = (tensor.contiguous(memory_format=layout) for tensor in (x, grad, weight))
+        return cls(x, grad, weight, geometry)
+
+    def exact(self) -> Step:
+        """Bind torch's own backward pass."""
+        return lambda: _sign_ops._exact(self.grad, self.weight, self.x, self.geometry, (True, True))
+
+    def ours(self, way: PrunedFeedback) -> Step:
+        """Bind what a layer with :class:`flower_edge.training.SignFeedback` runs."""
+        return lambda: _sign_ops.backward(
+            self.grad, self.weight, self.x, self.geometry, way, True, (True, True)
+        )
+
+    def dense_counts(self) -> Counts:
+        """Count the exact backward pass: two products; every tensor travels once."""
+        return Counts(
+            2 * self.grad.numel() * self.weight[0].numel(), self._tensor_bytes() + self.weight.nbytes
+        )
+
+    def pruned_counts(self, zeros: float) -> Counts:
+        """Count the pruned one with this share of zeros: lists are written once and read twice."""
+        kept = round((1 - zeros) * self.grad.numel())
+        lists = 3 * kept * (VALUE_BYTES + INDEX_BYTES)
+        signs = pack_signs(self.weight).nbytes
+        return Counts(2 * kept * self.weight[0].numel(), self._tensor_bytes() + lists + signs)
+
+    def _tensor_bytes(self) -> int:
+        """Gradients of output, input and weight, and the input."""
+        return self.grad.nbytes + 2 * self.x.nbytes + self.weight.nbytes
+
+
+def energy_ratio(dense: Counts, pruned: Counts) -> float:
+    """Return how many times less energy the model says, with the dearest bytes: the least that it can be."""
+    model = EnergyModel()
+    return min(model.of(dense).least / model.of(pruned).least, model.of(dense).most / model.of(pruned).most)
+
+
+Ratios = dict[tuple[Layer, float, str], float]
+
+
+def main(bench: Benchmark) -> None:
+    """Time layers and steps with one and two threads, then hold the ratios against what is claimed."""
+    layers = (LAYERS[2], POINTWISE[1]) if bench.quick else (*LAYERS, *POINTWISE)
+    for threads in (1,) if bench.quick else (1, 2):
+        torch.set_num_threads(threads)
+        ratios: Ratios = {}
+        for layer in layers:
+            print(f"{layer}, {threads} threads", file=sys.stderr)
+            for sparsity in SPARSITIES[1:3] if bench.quick else SPARSITIES:
+                ratios |= layer_rows(bench, layer, sparsity, threads)
+        if bench.quick:
+            worst_layer(bench, ratios, threads, 0.9)
+        else:
+            claim_layers(bench, ratios, threads)
+            step_rows(bench, threads)
+    if not bench.quick:
+        claim_feedback(bench)
+
+
+def layer_rows(bench: Benchmark, layer: Layer, sparsity: float, threads: int) -> Ratios:
+    """Time all ways to get the gradients of a layer; return how many times faster each is than torch's."""
+    problems = [Problem.of(layer, layout) for layout in (torch.channels_last, torch.contiguous_format)]
+    ways = {
+        OURS: PrunedFeedback(True, False, Pruner(sparsity)),
+        EXACT_FEEDBACK: PrunedFeedback(False, False, Pruner(sparsity)),
+        TRAINED: PrunedFeedback(True, True, Pruner(sparsity)),
+    }
+    contenders = {EXACT: faster([problem.exact() for problem in problems])}
+    contenders |= {name: problems[0].ours(way) for name, way in ways.items()}
+    times = interleaved(contenders)
+    dense = problems[0].dense_counts()
+    for name, timing in times.items():
+        way = ways.get(name)
+        zeros = 0.0 if way is None else way.pruner.tally.share
+        pruned = dense if zeros == 0 else problems[0].pruned_counts(zeros)
+        path = "exact" if way is None else str(way.pruner.path)
+        add(bench, str(layer), sparsity, threads, f"{name}: {path}", timing, times[EXACT], dense, pruned)
+    return {(layer, sparsity, name): times[EXACT].over(times[name]) for name in ways}
+
+
+def add(
+    bench: Benchmark,
+    what: str,
+    sparsity: float,
+    threads: int,
+    method: str,
+    timing: Timing,
+    exact: Timing,
+    dense: Counts,
+    pruned: Counts,
+) -> None:
+    """Add one line; counts and energy are of the backward passes of convolutions alone."""
+    bench.row(
+        what=what,
+        sparsity=sparsity,
+        threads=threads,
+        method=method,
+        milliseconds=1e3 * timing.median,
+        spread=timing.spread,
+        times_faster_than_exact=exact.over(timing),
+        mega_macs_counted=pruned.multiply_adds / 1e6,
+        macs_skipped_counted=1 - pruned.multiply_adds / dense.multiply_adds,
+        megabytes_counted=pruned.memory_bytes / 1e6,
+        times_less_energy_modelled=energy_ratio(dense, pruned),
+        times_less_energy_published=PUBLISHED_ENERGY,
+    )
+
+
+def faster(contenders: Sequence[Step]) -> Step:
+    """Return the fastest by a glance, which leaves out its first call."""
+    for contender in contenders:
+        contender()
+    glances = [min(repeat(contender, number=1, repeat=2)) for contender in contenders]
+    return contenders[glances.index(min(glances))]
+
+
+def step_rows(bench: Benchmark, threads: int) -> None:
+    """Time whole training steps of ResNet-18."""
+    print(f"ResNet-18 step, {threads} threads", file=sys.stderr)
+    torch.manual_seed(0)
+    model = resnet18(CLASSES, small_images=True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    models = {EXACT: model}
+    for name, feedback, fallback in (
+        (TRAINED, "sign", "measured"),
+        (OURS, "sign", "never"),
+        (EXACT_FEEDBACK, "exact", "never"),
+    ):
+        method = SignFeedback(0.8, feedback, where=lambda name, layer: True, fallback=fallback)  # type: ignore[arg-type]
+        models[name] = prepare_(copy.deepcopy(model), method)
+    times = interleaved({name: training_step(prepared) for name, prepared in models.items()}, seconds=0.0)
+    for name, timing in times.items():
+        dense, pruned = model_counts(models[name])
+        label = name + fallen_back(models[name])
+        add(bench, "ResNet-18 step", 0.8, threads, label, timing, times[EXACT], dense, pruned)
+    bench.at_least(
+        f"ResNet-18, batch {BATCH}, all convolutions at 80 %, {threads} threads, measured: times faster than "
+        "plain torch, whole steps",
+        times[EXACT].over(times[TRAINED]),
+        STEP_BOUND,
+    )
+
+
+def training_step(model: nn.Module) -> Callable[[], None]:
+    """Bind a batch to a model; a call is one training step."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(CLASSES, (BATCH,), generator=generator)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def one() -> None:
+        optimizer.zero_grad()
+        torch.autograd.backward(cross_entropy(model(x), labels))
+        optimizer.step()
+
+    return one
+
+
+def fallen_back(model: nn.Module) -> str:
+    """Say how many layers were measured to be faster with exact gradients, and therefore have them."""
+    layers = explain(model).layers
+    exact = sum(path.path == "exact" for path in layers)
+    return f", {exact} of {len(layers)} layers exact" if exact else ""
+
+
+def model_counts(model: nn.Module) -> tuple[Counts, Counts]:
+    """Count the backward passes of all convolutions of one step, exact and as the model has them."""
+    found: list[tuple[Counts, Counts]] = []
+    shares = {layer.name: layer for layer in pruning_report(model).layers}
+
+    def count(name: str, layer: nn.Conv2d) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor], y: Tensor) -> None:
+            problem = Problem(inputs[0], y.detach(), layer.weight.detach(), Geometry((1,), (0,), (1,), 1))
+            pruned = shares.get(name)
+            is_pruned = pruned is not None and pruned.path == "sparse"
+            dense = problem.dense_counts()
+            ours = problem.pruned_counts(pruned.sparsity) if pruned is not None and is_pruned else dense
+            found.append((dense, ours))
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(count(name, layer))  # type: ignore[arg-type]
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        model(torch.randn(BATCH, 3, SIDE, SIDE))
+    for handle in handles:
+        handle.remove()
+    return total([dense for dense, _ in found]), total([pruned for _, pruned in found])
+
+
+def total(counts: Sequence[Counts]) -> Counts:
+    """Add counts up."""
+    return Counts(sum(one.multiply_adds for one in counts), sum(one.memory_bytes for one in counts))
+
+
+def claim_layers(bench: Benchmark, ratios: Ratios, threads: int) -> None:
+    """Hold geometric means over the 3×3 layers, and the worst layer of all, against the bounds."""
+    for sparsity, bound in BOUNDS.items():
+        bench.at_least(
+            f"3×3 layers of ResNet-18, {threads} threads, {sparsity:.0%} zeros, measured: times faster than "
+            "torch's exact backward pass, geometric mean",
+            geometric_mean([ratios[layer, sparsity, OURS] for layer in LAYERS]),
+            bound,
+        )
+    worst_layer(bench, ratios, threads, SLOWEST)
+
+
+def worst_layer(bench: Benchmark, ratios: Ratios, threads: int, bound: float) -> None:
+    """Hold the slowest layer, as it is trained, against a bound."""
+    trained = {key: ratio for key, ratio in ratios.items() if key[2] == TRAINED}
+    layer, sparsity, _ = min(trained, key=trained.__getitem__)
+    bench.at_least(
+        f"any layer at any sparsity as it is trained, {threads} threads, measured: times faster than torch's "
+        f"exact backward pass, worst case ({layer}, {sparsity:.0%})",
+        min(trained.values()),
+        bound,
+    )
+
+
+def claim_feedback(bench: Benchmark) -> None:
+    """Claim how few bytes errors go back through."""
+    weights = [layer.weight.detach() for layer in _convolutions(resnet18(CLASSES, small_images=True))[1:]]
+    packed = sum(pack_signs(weight).nbytes for weight in weights)
+    bench.at_least(
+        "ResNet-18, all convolutions but the stem, counted: times fewer bytes of weights that errors go back "
+        "through",
+        sum(weight.nbytes for weight in weights) / packed,
+        FEEDBACK_BOUND,
+    )
+
+
+def _convolutions(model: nn.Module) -> list[nn.Conv2d]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Average ratios."""
+    return exp(sum(map(log, values)) / len(values))
+
+
+if __name__ == "__main__":
+    run("sign_feedback", __doc__, main)
