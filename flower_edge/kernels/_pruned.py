@@ -1,10 +1,56 @@
 """A gradient of which most is zero, and a weight of which only the signs are kept."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flower_edge.kernels import _dispatch, _threads
+from flower_edge.kernels._maps import empty_map
+from flower_edge.kernels._workspace import workspace
 
 if TYPE_CHECKING:
     import torch
+
+
+class Remainder(NamedTuple):
+    """What pruning left of a map, as the kernels keep it: chunks of pixels, each with room of its own.
+
+    Attributes
+    ----------
+    places, values : torch.Tensor
+        int32 and float32, shape ``(chunks, room)``: pixel of the chunk times 2**16 plus channel; element.
+    counts : torch.Tensor
+        int32, shape ``(chunks,)``: how much of the room is taken.
+    pixels, channels : int
+        Of the map.
+    """
+
+    places: "torch.Tensor"
+    values: "torch.Tensor"
+    counts: "torch.Tensor"
+    pixels: int
+    channels: int
+
+    @property
+    def arguments(self) -> tuple[int, ...]:
+        """What the extension takes."""
+        addresses = (self.places.data_ptr(), self.values.data_ptr(), self.counts.data_ptr())
+        return (*addresses, self.pixels, self.channels)
+
+
+class Lists(NamedTuple):
+    """The same for one convolution and instruction set: a list for each tile of the map and each output.
+
+    Attributes
+    ----------
+    starts : torch.Tensor
+        int32, shape ``(tiles, C_out + 1)``: where lists begin, and the last one ends.
+    entries : torch.Tensor
+        Pairs of an int32 and a float32.
+    """
+
+    starts: "torch.Tensor"
+    entries: "torch.Tensor"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,20 +65,21 @@ class PrunedGradient:
         What smaller elements became, or 0.
     nonzeros : int
         Elements that are not 0.
-    values : torch.Tensor
-        All elements, float32, channels last.
+    left : Remainder or torch.Tensor
+        These; or, from the slow twin, all elements, float32, channels last.
     """
 
     shape: tuple[int, int, int, int]
     threshold: float
     nonzeros: int
-    values: "torch.Tensor"
+    left: "Remainder | torch.Tensor"
+    # By instruction set and sizes: both gradients of a convolution go through the same ones.
+    _lists: dict[tuple[str, tuple[int, ...]], Lists] = field(default_factory=dict, repr=False)
 
     @property
     def zero_fraction(self) -> float:
         """The part of the elements that is 0; 1 of nothing."""
-        images, channels, height, width = self.shape
-        count = images * channels * height * width
+        count = prod(self.shape)
         return 1.0 - self.nonzeros / count if count else 1.0
 
     def dense(self) -> "torch.Tensor":
@@ -43,7 +90,47 @@ class PrunedGradient:
         torch.Tensor
             float32, shape ``(N, C, H, W)``, channels last; not to be written to.
         """
-        return self.values
+        if not isinstance(self.left, Remainder):
+            return self.left
+        _threads.connect(_extension())
+        x = empty_map(self.shape, channels_last=True)
+        _extension().densify(x.data_ptr(), *self.left.arguments)
+        return x
+
+    def lists(self, isa: str, numbers: tuple[int, ...]) -> Lists:
+        """Sort what is left for a convolution.
+
+        Parameters
+        ----------
+        isa : str
+            The ceiling under which the lists are read.
+        numbers : tuple of int
+            The convolution's.
+
+        Returns
+        -------
+        Lists
+            The same ones again for the same arguments.
+        """
+        import torch
+
+        found = self._lists.get((isa, numbers))
+        if found is not None:
+            return found
+        if not isinstance(self.left, Remainder):
+            raise TypeError("this gradient is from the slow twin, and has no lists")
+        extension = _extension()
+        tiles = extension.sparse_tiles(isa, *numbers)
+        starts = torch.empty((tiles, self.left.channels + 1), dtype=torch.int32)
+        entries = workspace().empty((max(1, self.nonzeros), 2), (2, 1))
+        addresses = (starts.data_ptr(), entries.data_ptr())
+        extension.sparse_lists(isa, *addresses, *self.left.arguments, *numbers)
+        self._lists[isa, numbers] = found = Lists(starts, entries)
+        return found
+
+
+def _extension() -> Any:
+    return _dispatch.extension
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,9 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._grid import Pair
-from flower_edge.kernels._maps import check_no_gradient
-from flower_edge.kernels._pruned import PackedSigns, PrunedGradient
+from flower_edge.kernels._maps import check_no_gradient, empty_map, is_served
+from flower_edge.kernels._pruned import PackedSigns, PrunedGradient, Remainder
 from flower_edge.kernels._sparse_grad_reference import (
     pack_signs_reference,
     prune_reference,
@@ -12,6 +15,8 @@ from flower_edge.kernels._sparse_grad_reference import (
     sparse_grad_input_reference,
     sparse_grad_weight_reference,
 )
+from flower_edge.kernels._sparse_grad_shape import sparse_conv
+from flower_edge.kernels._workspace import workspace
 
 if TYPE_CHECKING:
     import torch
@@ -44,10 +49,19 @@ def pruning_threshold(grad: "torch.Tensor", sparsity: float) -> float:
     ValueError
         If it has not four dimensions or requires gradients in grad mode, or `sparsity` is out of its range.
     """
+    import torch
+
     _check(grad, "grad")
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}, expected 0 <= sparsity < 1")
-    return pruning_threshold_reference(grad, sparsity)
+    extension = _dispatch.extension
+    if extension is None or not is_served(grad):
+        return pruning_threshold_reference(grad, sparsity)
+    if not grad.numel():
+        return 0.0
+    _threads.connect(extension)
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    return float(extension.pruning_threshold(grad.data_ptr(), grad.numel(), sparsity))
 
 
 def prune(grad: "torch.Tensor", threshold: float, seed: int) -> PrunedGradient:
@@ -79,14 +93,32 @@ def prune(grad: "torch.Tensor", threshold: float, seed: int) -> PrunedGradient:
     ValueError
         If it has not four dimensions or requires gradients in grad mode, or `threshold` is out of its range.
     """
+    import torch
+
     _check(grad, "grad")
     if not 0 <= threshold <= _LARGEST:
         raise ValueError(f"threshold is {threshold}, expected a finite float32 of at least 0")
-    return prune_reference(grad, threshold, seed)
+    extension = _dispatch.extension
+    images, channels, height, width = grad.shape
+    if extension is None or not is_served(grad) or not grad.numel() or channels > _MOST_CHANNELS:
+        return prune_reference(grad, threshold, seed)
+    _threads.connect(extension)
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    pixels = images * height * width
+    chunks, room = extension.pruned_chunks(pixels, channels)
+    # One block, which a gradient of the same layer finds again.
+    both = workspace().empty((2, chunks, room), (chunks * room, room, 1))
+    counts = torch.empty(chunks, dtype=torch.int32)
+    left = Remainder(both[0].view(torch.int32), both[1], counts, pixels, channels)
+    rest = (grad.data_ptr(), threshold, seed)
+    nonzeros = extension.prune(_dispatch.ceiling(), *left.arguments, *rest)
+    return PrunedGradient((images, channels, height, width), float(np.float32(threshold)), nonzeros, left)
 
 
 # The largest float32.
 _LARGEST = 3.4028234663852886e38
+# Channels that a place in a remainder can name.
+_MOST_CHANNELS = 1 << 16
 
 
 def pack_signs(weight: "torch.Tensor") -> PackedSigns:
@@ -109,8 +141,21 @@ def pack_signs(weight: "torch.Tensor") -> PackedSigns:
     ValueError
         If it has not four dimensions or requires gradients in grad mode.
     """
+    import torch
+
     _check(weight, "weight")
-    return pack_signs_reference(weight)
+    extension = _dispatch.extension
+    if extension is None or not is_served(weight) or not weight.numel():
+        return pack_signs_reference(weight)
+    _threads.connect(extension)
+    outputs, inputs, rows, columns = weight.shape
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    bits = torch.empty(outputs * rows * columns * -(-inputs // 8) + 1, dtype=torch.uint8)
+    bits[-1] = 0
+    scales = torch.empty(outputs)
+    addresses = (bits.data_ptr(), scales.data_ptr(), weight.data_ptr())
+    extension.pack_signs(_dispatch.ceiling(), *addresses, outputs, rows * columns, inputs)
+    return PackedSigns((outputs, inputs, rows, columns), bits, scales)
 
 
 def sparse_grad_input(
@@ -150,9 +195,29 @@ def sparse_grad_input(
     ValueError
         If shapes do not fit together, or `weight` requires gradients in grad mode.
     """
+    import torch
+
     if not isinstance(weight, PackedSigns):
         _check(weight, "weight")
-    return sparse_grad_input_reference(pruned, weight, input_shape, stride, padding, dilation, groups)
+    conv = sparse_conv(
+        tuple(input_shape), tuple(weight.shape), stride, padding, dilation, groups, pruned.shape
+    )
+    extension = _dispatch.extension
+    floats = weight.scales if isinstance(weight, PackedSigns) else weight
+    if extension is None or not isinstance(pruned.left, Remainder) or not is_served(floats):
+        return sparse_grad_input_reference(pruned, weight, input_shape, stride, padding, dilation, groups)
+    if isinstance(weight, PackedSigns):
+        addresses = (0, weight.bits.data_ptr(), weight.scales.data_ptr())
+    else:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        addresses = (weight.data_ptr(), 0, 0)
+    _threads.connect(extension)
+    isa = _dispatch.ceiling()
+    lists = pruned.lists(isa, conv.numbers)
+    grad = empty_map(conv.x_shape, channels_last=True)
+    of = (grad.data_ptr(), lists.starts.data_ptr(), lists.entries.data_ptr())
+    extension.sparse_grad_input(isa, *of, *addresses, *conv.numbers)
+    return grad
 
 
 def sparse_grad_weight(
@@ -191,8 +256,21 @@ def sparse_grad_weight(
     ValueError
         If shapes do not fit together, or `x` requires gradients in grad mode.
     """
+    import torch
+
     _check(x, "x")
-    return sparse_grad_weight_reference(pruned, x, weight_shape, stride, padding, dilation, groups)
+    conv = sparse_conv(tuple(x.shape), tuple(weight_shape), stride, padding, dilation, groups, pruned.shape)
+    extension = _dispatch.extension
+    if extension is None or not isinstance(pruned.left, Remainder) or not is_served(x):
+        return sparse_grad_weight_reference(pruned, x, weight_shape, stride, padding, dilation, groups)
+    x = x.contiguous(memory_format=torch.channels_last)
+    _threads.connect(extension)
+    isa = _dispatch.ceiling()
+    lists = pruned.lists(isa, conv.numbers)
+    grad = empty_map(conv.weight_shape, channels_last=True)
+    of = (grad.data_ptr(), lists.starts.data_ptr(), lists.entries.data_ptr(), x.data_ptr())
+    extension.sparse_grad_weight(isa, *of, torch.get_num_threads(), *conv.numbers)
+    return grad
 
 
 def _check(tensor: "torch.Tensor", name: str) -> None:

@@ -1,0 +1,77 @@
+/* What all versions share. */
+#ifndef FLOWER_EDGE_SPARSE_GRAD_COMMON_H
+#define FLOWER_EDGE_SPARSE_GRAD_COMMON_H
+
+#include "sparse_grad.h"
+
+#include <string.h>
+
+#define FE_INLINE static inline __attribute__((always_inline))
+
+enum {
+    /* Lanes of the widest vector. */
+    MOST_LANES = 16,
+    /* Floats of the largest cell. */
+    MOST_CELL = 64,
+    LINE = 64,
+};
+
+/* A random number of 23 bits in (0, 1): these bits behind a 1, less what is a little less than 1. */
+#define CHANCE_ONE 0x3f800000u
+#define CHANCE_BELOW 0x1.fffffep-1f
+
+/* Some pixels of a map that is pruned. */
+typedef struct {
+    const float *x;
+    int64_t pixels, channels;
+    /* Of the first element in the whole map. */
+    uint32_t counter;
+    float threshold;
+    uint32_t keys[2];
+    uint32_t *places;
+    float *values;
+} prune_job;
+
+/* The lists of some outputs of a tile, and a block of channels of a group. `cells` are sums, or a copy of the input, where a
+ * pixel's cells are `row` floats apart from one row of taps to the next and `column` from one tap to the next. */
+typedef struct {
+    const int32_t *starts;
+    const fe_listed *entries;
+    int64_t first, last;
+    float *cells;
+    int64_t row, column;
+    int64_t kernel[2];
+    /* Of the block. */
+    int64_t channels;
+    /* Of a group, and the block's first one. */
+    int64_t inputs, channel;
+    fe_sparse_weight weight;
+    float *grad;
+    /* Whether `grad` is set, not added to. */
+    int is_first;
+} product_job;
+
+/* One instruction set's kernels. */
+typedef struct {
+    int64_t lanes;
+    /* Of a cell, for kernels of several taps and of one; and bytes of cells that a tile has at most. */
+    int64_t vectors, vectors_of_one, bytes, bytes_of_one;
+    /* Returns how many are left. */
+    int64_t (*prune)(const prune_job *job);
+    /* Rows of signs of one filter, and the sum of its magnitudes. */
+    double (*signs)(uint8_t *bits, const float *weight, int64_t taps, int64_t inputs);
+    /* cells += values times weights; and grad += values times cells. */
+    void (*scatter)(const product_job *job);
+    void (*gather)(const product_job *job);
+    /* `channels` floats each of `count` cells. */
+    void (*copy)(float *to, int64_t step, const float *from, int64_t from_step, int64_t count, int64_t channels);
+} sparse_version;
+
+/* The kernels that run under this ceiling. */
+const sparse_version *fe_sparse_version(fe_isa ceiling);
+
+FE_INLINE int64_t ceiling_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+FE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+FE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+#endif

@@ -1,0 +1,187 @@
+/* Products of listed values with cells, and the version itself. Included once for each instruction set.
+ *
+ * A list belongs to one output. So the weights of some of its taps, or the sums that become their gradient, stay in registers
+ * while the list goes by; the cells are in the L1 cache. A `careful` kernel leaves lanes beyond the block's channels alone. */
+
+TARGET FE_INLINE VEC NAME(weights)(const product_job *job, int64_t output, int64_t tap, int64_t v, int64_t n, const int packed) {
+    const int64_t at = output * job->kernel[0] * job->kernel[1] + tap, c = job->channel + v * LANES;
+    if (!packed)
+        return NAME(load)(job->weight.floats + at * job->inputs + c, n);
+    const float scale = job->weight.scales[output];
+    return NAME(signs)(job->weight.bits + at * ceiling_of(job->inputs, 8), c, NAME(set)(scale), NAME(set)(-scale));
+}
+
+/* Lanes of vector v that the block has: a constant for kernels that are not careful. */
+#define LANES_OF(v) (careful ? smaller(LANES, larger(0, job->channels - (v) * LANES)) : LANES)
+
+TARGET FE_INLINE void NAME(scatter_of)(const product_job *job, int64_t r, int64_t s, const int rows, const int columns,
+                                       const int vectors, const int packed, const int careful) {
+    const int64_t row = job->row;
+    float *cells = job->cells + r * row + s * job->column;
+    for (int64_t k = job->first; k < job->last; k++) {
+        const fe_listed *entry = job->entries + job->starts[k], *end = job->entries + job->starts[k + 1];
+        if (entry == end)
+            continue;
+        VEC w[3][3][8];
+#pragma GCC unroll 3
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 3
+            for (int j = 0; j < columns; j++)
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; v++)
+                    w[i][j][v] = LANES_OF(v) <= 0
+                                     ? NAME(set)(0.0f)
+                                     : NAME(weights)(job, k, (r + i) * job->kernel[1] + s + j, v, LANES_OF(v), packed);
+        for (; entry < end; entry++) {
+            const VEC value = NAME(set)(entry->value);
+            float *to = cells + entry->place;
+#pragma GCC unroll 3
+            for (int i = 0; i < rows; i++)
+#pragma GCC unroll 3
+                for (int j = 0; j < columns; j++)
+#pragma GCC unroll 8
+                    for (int v = 0; v < vectors; v++) {
+                        float *sums = to + i * row + (j * vectors + v) * LANES;
+                        if (careful && LANES_OF(v) <= 0)
+                            continue;
+                        VEC sum = NAME(load)(sums, LANES_OF(v));
+                        NAME(store)(sums, NAME(multiply_add)(value, w[i][j][v], sum), LANES_OF(v));
+                    }
+        }
+    }
+}
+
+TARGET FE_INLINE void NAME(gather_of)(const product_job *job, int64_t r, int64_t s, const int rows, const int columns,
+                                      const int vectors, const int is_first, const int careful) {
+    const int64_t row = job->row, taps = job->kernel[0] * job->kernel[1];
+    const float *cells = job->cells + r * row + s * job->column;
+    for (int64_t k = job->first; k < job->last; k++) {
+        const fe_listed *entry = job->entries + job->starts[k], *end = job->entries + job->starts[k + 1];
+        if (entry == end && !is_first)
+            continue;
+        float *grad = job->grad + (k * taps + r * job->kernel[1] + s) * job->inputs + job->channel;
+        VEC sum[3][3][8];
+#pragma GCC unroll 3
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 3
+            for (int j = 0; j < columns; j++)
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; v++) {
+                    const float *from = grad + (i * job->kernel[1] + j) * job->inputs + v * LANES;
+                    sum[i][j][v] = is_first || LANES_OF(v) <= 0 ? NAME(set)(0.0f) : NAME(load)(from, LANES_OF(v));
+                }
+        for (; entry < end; entry++) {
+            const VEC value = NAME(set)(entry->value);
+            const float *from = cells + entry->place;
+#pragma GCC unroll 3
+            for (int i = 0; i < rows; i++)
+#pragma GCC unroll 3
+                for (int j = 0; j < columns; j++)
+#pragma GCC unroll 8
+                    for (int v = 0; v < vectors; v++) {
+                        if (careful && LANES_OF(v) <= 0)
+                            continue;
+                        VEC x = NAME(load)(from + i * row + (j * vectors + v) * LANES, LANES_OF(v));
+                        sum[i][j][v] = NAME(multiply_add)(value, x, sum[i][j][v]);
+                    }
+        }
+#pragma GCC unroll 3
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 3
+            for (int j = 0; j < columns; j++)
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; v++)
+                    if (!careful || LANES_OF(v) > 0)
+                        NAME(store)(grad + (i * job->kernel[1] + j) * job->inputs + v * LANES, sum[i][j][v], LANES_OF(v));
+    }
+}
+
+#define SPARSE_KERNELS(name, rows, columns, vectors)                                                                         \
+    TARGET static void NAME(scatter_##name)(const product_job *job, int64_t r, int64_t s) {                                  \
+        const int careful = job->channels != (vectors) * LANES;                                                              \
+        if (job->weight.floats) {                                                                                            \
+            if (careful)                                                                                                     \
+                NAME(scatter_of)(job, r, s, rows, columns, vectors, 0, 1);                                                   \
+            else                                                                                                             \
+                NAME(scatter_of)(job, r, s, rows, columns, vectors, 0, 0);                                                   \
+        } else if (careful) {                                                                                                \
+            NAME(scatter_of)(job, r, s, rows, columns, vectors, 1, 1);                                                       \
+        } else {                                                                                                             \
+            NAME(scatter_of)(job, r, s, rows, columns, vectors, 1, 0);                                                       \
+        }                                                                                                                    \
+    }                                                                                                                        \
+    TARGET static void NAME(gather_##name)(const product_job *job, int64_t r, int64_t s) {                                   \
+        const int careful = job->channels != (vectors) * LANES;                                                              \
+        if (job->is_first) {                                                                                                 \
+            if (careful)                                                                                                     \
+                NAME(gather_of)(job, r, s, rows, columns, vectors, 1, 1);                                                    \
+            else                                                                                                             \
+                NAME(gather_of)(job, r, s, rows, columns, vectors, 1, 0);                                                    \
+        } else if (careful) {                                                                                                \
+            NAME(gather_of)(job, r, s, rows, columns, vectors, 0, 1);                                                        \
+        } else {                                                                                                             \
+            NAME(gather_of)(job, r, s, rows, columns, vectors, 0, 0);                                                        \
+        }                                                                                                                    \
+    }
+
+SPARSE_KERNELS(square, 3, 3, VECTORS)
+SPARSE_KERNELS(row, 1, 3, VECTORS)
+SPARSE_KERNELS(tap, 1, 1, VECTORS)
+SPARSE_KERNELS(one, 1, 1, VECTORS_OF_ONE)
+
+#undef SPARSE_KERNELS
+#undef LANES_OF
+
+/* Taps by threes where they lie side by side, in squares where there are as many rows of them. */
+FE_INLINE void NAME(over_taps)(const product_job *job, void (*square)(const product_job *, int64_t, int64_t),
+                               void (*row)(const product_job *, int64_t, int64_t),
+                               void (*tap)(const product_job *, int64_t, int64_t)) {
+    const int64_t rows = job->kernel[0], columns = job->column == VECTORS * LANES ? job->kernel[1] / 3 * 3 : 0;
+    int64_t r = 0;
+    for (; columns && r + 3 <= rows; r += 3)
+        for (int64_t s = 0; s < columns; s += 3)
+            square(job, r, s);
+    for (; r < rows; r++)
+        for (int64_t s = 0; s < columns; s += 3)
+            row(job, r, s);
+    for (r = 0; r < rows; r++)
+        for (int64_t s = columns; s < job->kernel[1]; s++)
+            tap(job, r, s);
+}
+
+TARGET static void NAME(scatter)(const product_job *job) {
+    if (job->kernel[0] * job->kernel[1] == 1)
+        NAME(scatter_one)(job, 0, 0);
+    else
+        NAME(over_taps)(job, NAME(scatter_square), NAME(scatter_row), NAME(scatter_tap));
+}
+
+TARGET static void NAME(gather)(const product_job *job) {
+    if (job->kernel[0] * job->kernel[1] == 1)
+        NAME(gather_one)(job, 0, 0);
+    else
+        NAME(over_taps)(job, NAME(gather_square), NAME(gather_row), NAME(gather_tap));
+}
+
+TARGET static void NAME(copy)(float *to, int64_t step, const float *from, int64_t from_step, int64_t count, int64_t channels) {
+    const int64_t whole = channels / LANES * LANES;
+    for (int64_t i = 0; i < count; i++, to += step, from += from_step) {
+        for (int64_t c = 0; c < whole; c += LANES)
+            NAME(store)(to + c, NAME(load)(from + c, LANES), LANES);
+        if (whole < channels)
+            NAME(store)(to + whole, NAME(load)(from + whole, channels - whole), channels - whole);
+    }
+}
+
+static const sparse_version NAME(version) = {
+    .lanes = LANES,
+    .vectors = VECTORS,
+    .vectors_of_one = VECTORS_OF_ONE,
+    .bytes = BYTES,
+    .bytes_of_one = BYTES_OF_ONE,
+    .prune = NAME(prune),
+    .signs = NAME(signs_of),
+    .scatter = NAME(scatter),
+    .gather = NAME(gather),
+    .copy = NAME(copy),
+};

@@ -1,0 +1,104 @@
+/* The threshold of a pruning, from the distribution of magnitudes. */
+#include "common.h"
+
+#include "parallel.h"
+#include "seed.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+enum {
+    /* A bin is an exponent and so many leading bits of the mantissa. */
+    LEADING = 3,
+    SHIFT = 23 - LEADING,
+    BINS = 256 << LEADING,
+    /* From here on, infinity and NaN. */
+    FINITE = 255 << LEADING,
+    /* Neighbours that are counted together, and how many such runs: of a longer x, one out of each of so many parts. */
+    RUN = 8,
+    RUNS = 16384,
+    PIECES = 8,
+    GRAIN = RUNS / PIECES,
+};
+
+typedef struct {
+    const float *x;
+    int64_t runs, taken;
+    uint32_t counts[PIECES][BINS];
+} histogram;
+
+static void count_run(uint32_t *counts, const float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        counts[(bits & 0x7fffffffu) >> SHIFT]++;
+    }
+}
+
+static int64_t run_of(const histogram *of, int64_t i) {
+    if (of->taken == of->runs)
+        return i;
+    int64_t begin = i * of->runs / of->taken, end = (i + 1) * of->runs / of->taken;
+    return begin + (int64_t)((fe_mixed((uint64_t)i) >> 32) * (uint64_t)(end - begin) >> 32);
+}
+
+static void count_pieces(int64_t first, int64_t last, void *context) {
+    histogram *of = context;
+    for (int64_t piece = first; piece < last; piece++)
+        for (int64_t i = piece * of->taken / PIECES; i < (piece + 1) * of->taken / PIECES; i++)
+            count_run(of->counts[piece], of->x + run_of(of, i) * RUN, RUN);
+}
+
+static double edge_of(int64_t bin) {
+    const int64_t exponent = bin >> LEADING, leading = bin & ((1 << LEADING) - 1);
+    return exponent ? ldexp((double)((1 << LEADING) + leading), (int)exponent - 127 - LEADING)
+                    : ldexp((double)leading, -126 - LEADING);
+}
+
+/* With `below` elements below the bin and their sum, where in the bin below - sum / threshold is `wanted`; elements of the bin
+ * lie evenly. */
+static double within(int64_t bin, double below, double sum, double count, double wanted) {
+    const double low = edge_of(bin), high = edge_of(bin + 1), density = count / (high - low);
+    const double b = below - wanted - density * low, c = density * low * low / 2 - sum;
+    const double root = sqrt(fmax(b * b - 2 * density * c, 0.0));
+    const double found = b > 0 ? -2 * c / (b + root) : (root - b) / density;
+    return fmin(fmax(found, low), high);
+}
+
+static double threshold_of(const uint32_t *counts, double sparsity) {
+    double total = 0.0;
+    for (int64_t bin = 0; bin < FINITE; bin++)
+        total += counts[bin];
+    const double wanted = sparsity * total;
+    double below = counts[0], sum = 0.0;
+    if (below >= wanted)
+        return 0.0;
+    for (int64_t bin = 1; bin < FINITE; bin++) {
+        if (!counts[bin])
+            continue;
+        const double count = counts[bin], high = edge_of(bin + 1), more = sum + count * (edge_of(bin) + high) / 2;
+        if (below + count - more / high >= wanted)
+            return within(bin, below, sum, count, wanted);
+        below += count;
+        sum = more;
+    }
+    return sum / (total - wanted);
+}
+
+int fe_pruning_threshold(float *threshold, const float *x, int64_t count, double sparsity) {
+    histogram *of = calloc(1, sizeof *of);
+    if (!of)
+        return -1;
+    of->x = x;
+    of->runs = count / RUN;
+    of->taken = smaller(of->runs, RUNS);
+    int error = fe_parallel_for(PIECES, of->taken < GRAIN ? PIECES : 1, count_pieces, of);
+    if (of->taken == of->runs)
+        count_run(of->counts[0], x + of->runs * RUN, count - of->runs * RUN);
+    for (int64_t piece = 1; piece < PIECES; piece++)
+        for (int64_t bin = 0; bin < BINS; bin++)
+            of->counts[0][bin] += of->counts[piece][bin];
+    *threshold = (float)fmin(threshold_of(of->counts[0], sparsity), 0x1.fffffep127);
+    free(of);
+    return error;
+}
