@@ -30,13 +30,14 @@ static int read_conv(PyObject *const *args, fe_conv *conv) {
     return -1;
 }
 
-/* places, values, counts, then pixels and channels. */
-enum { NONZEROS = 5 };
+/* places, values, counts, bounds, then pixels and channels. */
+enum { NONZEROS = 6 };
 
 static int read_nonzeros(PyObject *const *args, fe_nonzeros *of) {
     int64_t sizes[2];
     if (fe_read_address(args[0], "places", 0, &of->places) < 0 || fe_read_address(args[1], "values", 0, &of->values) < 0 ||
-        fe_read_address(args[2], "counts", 0, &of->counts) < 0 || read_sizes(args + 3, 2, sizes) < 0)
+        fe_read_address(args[2], "counts", 0, &of->counts) < 0 || fe_read_address(args[3], "bounds", 0, &of->bounds) < 0 ||
+        read_sizes(args + 4, 2, sizes) < 0)
         return -1;
     of->pixels = sizes[0];
     of->channels = sizes[1];
@@ -78,7 +79,7 @@ static PyObject *py_threshold(PyObject *module, PyObject *const *args, Py_ssize_
     return error ? fe_as_none(error) : PyFloat_FromDouble((double)threshold);
 }
 
-PyDoc_STRVAR(chunks_doc, "pruned_chunks(pixels, channels)\n\nChunks of a pruned map, and the room that each one has.");
+PyDoc_STRVAR(chunks_doc, "pruned_chunks(pixels, channels)\n\nChunks of a pruned map, their room, bounds of a pixel.");
 
 static PyObject *py_chunks(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
@@ -86,7 +87,7 @@ static PyObject *py_chunks(PyObject *module, PyObject *const *args, Py_ssize_t n
     if (!fe_has_arguments("pruned_chunks", nargs, 2) || read_sizes(args, 2, sizes) < 0)
         return NULL;
     fe_chunks chunks = fe_chunks_of(sizes[0], sizes[1]);
-    return Py_BuildValue("(LL)", (long long)chunks.chunks, (long long)chunks.room);
+    return Py_BuildValue("(LLL)", (long long)chunks.chunks, (long long)chunks.room, (long long)chunks.bounds);
 }
 
 PyDoc_STRVAR(prune_doc, "prune(isa, *nonzeros, x, threshold, seed)\n\nWhat pruning leaves of float32 x; returns how many.");
@@ -185,25 +186,40 @@ static PyObject *py_lists(PyObject *module, PyObject *const *args, Py_ssize_t na
     return fe_as_none(error);
 }
 
-PyDoc_STRVAR(input_doc, "sparse_grad_input(isa, grad, starts, entries, weight, bits, scales, *conv)\n\n"
-                        "The gradient of the input; either weight is 0, or bits and scales are.");
+PyDoc_STRVAR(needs_lists_doc, "sparse_needs_lists(*conv)\n\nWhether the gradient of the input is made from lists.");
+
+static PyObject *py_needs_lists(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    fe_conv conv;
+    if (!fe_has_arguments("sparse_needs_lists", nargs, FE_CONV_NUMBERS) || read_conv(args, &conv) < 0)
+        return NULL;
+    return PyBool_FromLong(fe_sparse_needs_lists(&conv));
+}
+
+PyDoc_STRVAR(input_doc, "sparse_grad_input(isa, grad, starts, entries, *nonzeros, weight, bits, scales, *conv)\n\n"
+                        "The gradient of the input; starts and entries are 0 where no lists are needed, and so is either weight, "
+                        "or bits and scales are.");
 
 static PyObject *py_grad_input(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     fe_isa isa;
     float *grad;
-    fe_lists lists;
+    fe_lists lists = {0};
+    fe_nonzeros from;
     fe_sparse_weight weight;
     fe_conv conv;
-    if (!fe_has_arguments("sparse_grad_input", nargs, 7 + FE_CONV_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
-        fe_read_address(args[1], "grad", 0, &grad) < 0 || read_lists(args + 2, &lists) < 0 ||
-        fe_read_address(args[4], "weight", 1, &weight.floats) < 0 ||
-        fe_read_address(args[5], "bits", weight.floats != NULL, &weight.bits) < 0 ||
-        fe_read_address(args[6], "scales", weight.floats != NULL, &weight.scales) < 0 || read_conv(args + 7, &conv) < 0)
+    if (!fe_has_arguments("sparse_grad_input", nargs, 7 + NONZEROS + FE_CONV_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
+        read_conv(args + 7 + NONZEROS, &conv) < 0 || fe_read_address(args[1], "grad", 0, &grad) < 0 ||
+        (fe_sparse_needs_lists(&conv) && read_lists(args + 2, &lists) < 0) || read_nonzeros(args + 4, &from) < 0)
+        return NULL;
+    args += 4 + NONZEROS;
+    if (fe_read_address(args[0], "weight", 1, &weight.floats) < 0 ||
+        fe_read_address(args[1], "bits", weight.floats != NULL, &weight.bits) < 0 ||
+        fe_read_address(args[2], "scales", weight.floats != NULL, &weight.scales) < 0)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
-    error = fe_sparse_grad_input(isa, grad, &lists, &weight, &conv);
+    error = fe_sparse_grad_input(isa, grad, &from, &lists, &weight, &conv);
     Py_END_ALLOW_THREADS
     return fe_as_none(error);
 }
@@ -238,6 +254,7 @@ PyMethodDef fe_sparse_grad_methods[] = {
     {"pack_signs", (PyCFunction)(void (*)(void))py_signs, METH_FASTCALL, signs_doc},
     {"sparse_tiles", (PyCFunction)(void (*)(void))py_tiles, METH_FASTCALL, tiles_doc},
     {"sparse_lists", (PyCFunction)(void (*)(void))py_lists, METH_FASTCALL, lists_doc},
+    {"sparse_needs_lists", (PyCFunction)(void (*)(void))py_needs_lists, METH_FASTCALL, needs_lists_doc},
     {"sparse_grad_input", (PyCFunction)(void (*)(void))py_grad_input, METH_FASTCALL, input_doc},
     {"sparse_grad_weight", (PyCFunction)(void (*)(void))py_grad_weight, METH_FASTCALL, weight_doc},
     {NULL, NULL, 0, NULL},

@@ -9,13 +9,17 @@
 #define VECTORS V9
 #define VECTORS_OF_ONE 4
 #ifndef BY9
-#define BY9 36864
+#define BY9 49152
 #endif
 #ifndef BY1
 #define BY1 65536
 #endif
 #define BYTES BY9
 #define BYTES_OF_ONE BY1
+#ifndef BYP
+#define BYP 40960
+#endif
+#define BYTES_OF_PANEL BYP
 
 TARGET FE_INLINE INTS NAME(all)(int32_t value) { return _mm512_set1_epi32(value); }
 TARGET FE_INLINE INTS NAME(count_up)(void) {

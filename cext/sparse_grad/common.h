@@ -30,7 +30,38 @@ typedef struct {
     uint32_t keys[2];
     uint32_t *places;
     float *values;
+    /* Of the first pixel, and what is added to them. */
+    int32_t *bounds, base;
 } prune_job;
+
+/* Neighbouring taps: a square of 3 x 3, or 3 of a row, or one. */
+typedef struct {
+    int64_t row, column;
+    int rows, columns;
+} taps;
+
+/* A row of pixels, some stretches of their channels, and some taps: sums += values times weights. From pixel to pixel, cells are
+ * `step` floats apart, and so are rows of cells by `row`. */
+typedef struct {
+    const uint32_t *places;
+    const float *values;
+    const int32_t *bounds;
+    int64_t pixels, bounds_of_pixel, first, last;
+    float *cells;
+    int64_t step, row;
+    taps of;
+    /* (output, tap of these, lane) */
+    const float *panel;
+    int one;
+} sweep_job;
+
+/* A panel of weights for a block of channels, and some taps. */
+typedef struct {
+    const fe_sparse_weight *weight;
+    int64_t outputs, inputs, channel, channels, kernel[2], cell;
+    taps of;
+    float *panel;
+} panel_job;
 
 /* The lists of some outputs of a tile, and a block of channels of a group. `cells` are sums, or a copy of the input, where a
  * pixel's cells are `row` floats apart from one row of taps to the next and `column` from one tap to the next. */
@@ -54,12 +85,15 @@ typedef struct {
 /* One instruction set's kernels. */
 typedef struct {
     int64_t lanes;
-    /* Of a cell, for kernels of several taps and of one; and bytes of cells that a tile has at most. */
-    int64_t vectors, vectors_of_one, bytes, bytes_of_one;
+    /* Of a cell, for kernels of several taps and of one; and bytes of cells that a tile has at most,
+     * and of weights that are swept over at a time. */
+    int64_t vectors, vectors_of_one, bytes, bytes_of_one, bytes_of_panel;
     /* Returns how many are left. */
     int64_t (*prune)(const prune_job *job);
     /* Rows of signs of one filter, and the sum of its magnitudes. */
     double (*signs)(uint8_t *bits, const float *weight, int64_t taps, int64_t inputs);
+    void (*panel)(const panel_job *job);
+    void (*sweep)(const sweep_job *job);
     /* cells += values times weights; and grad += values times cells. */
     void (*scatter)(const product_job *job);
     void (*gather)(const product_job *job);

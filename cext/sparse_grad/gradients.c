@@ -9,6 +9,7 @@
 typedef struct {
     const sparse_version *version;
     const fe_lists *lists;
+    const fe_nonzeros *from;
     const fe_conv *conv;
     const fe_sparse_weight *weight;
     const float *x;
@@ -19,10 +20,9 @@ typedef struct {
     atomic_int out_of_memory;
 } work;
 
-/* Cells of one tile, on a cache line; `memory` is to be freed. */
-static float *take_cells(const tiling *over, void **memory) {
-    size_t bytes = (size_t)(over->cells * over->cell) * sizeof(float);
-    *memory = malloc(bytes + LINE);
+/* Memory that begins on a cache line; `memory` is to be freed. */
+static float *take_floats(int64_t count, void **memory) {
+    *memory = malloc((size_t)count * sizeof(float) + LINE);
     return *memory ? (float *)(((uintptr_t)*memory + LINE - 1) / LINE * LINE) : NULL;
 }
 
@@ -96,8 +96,77 @@ static void leave(const work *of, int64_t image, int64_t begin, int64_t end, int
     }
 }
 
+/* Goes on to the next taps, by threes where they lie side by side; begins with none. */
+static int next_taps(taps *of, const fe_conv *conv) {
+    const int64_t rows = conv->kernel[0], columns = conv->kernel[1], threes = conv->dilation[1] == 1 ? columns / 3 * 3 : 0;
+    const int64_t squares = threes ? rows / 3 * 3 : 0;
+    if (!of->rows)
+        *of = (taps){0};
+    else if (of->column + of->columns < (of->columns == 3 ? threes : columns))
+        of->column += of->columns;
+    else if (of->row + of->rows < rows)
+        of->row += of->rows, of->column = of->columns == 3 ? 0 : threes;
+    else if (of->columns == 3 && threes < columns)
+        *of = (taps){.column = threes, .rows = 1, .columns = 1};
+    else
+        return 0;
+    if (of->columns != 1) {
+        of->columns = threes ? 3 : 1;
+        of->rows = of->row < squares ? 3 : 1;
+    }
+    return 1;
+}
+
+/* The weights of a block of channels, in the order in which sweeps read them. */
+static void take_panel(const work *of, const block *channels, float *panel) {
+    panel_job job = {
+        .weight = of->weight,
+        .outputs = of->conv->outputs,
+        .inputs = of->conv->inputs,
+        .channel = channels->in_group,
+        .channels = channels->channels,
+        .kernel = {of->conv->kernel[0], of->conv->kernel[1]},
+        .cell = of->over.cell,
+        .panel = panel,
+    };
+    for (; next_taps(&job.of, of->conv); job.panel += job.of.rows * job.of.columns * job.outputs * job.cell)
+        of->version->panel(&job);
+}
+
+/* One tile, some taps and channels of the output after the other. */
+static void sweep(const work *of, int64_t tile, const float *panel, float *cells) {
+    const tiling *over = &of->over;
+    const fe_conv *conv = of->conv;
+    const fe_chunks chunks = fe_chunks_of(of->from->pixels, of->from->channels);
+    const int64_t row = over->pitch * over->cell;
+    const int64_t begin = fe_pixels_before(over, conv, tile), end = fe_pixels_before(over, conv, tile + 1);
+    sweep_job job = {
+        .places = of->from->places,
+        .values = of->from->values,
+        .pixels = over->out[1],
+        .bounds_of_pixel = chunks.bounds,
+        .step = over->step[1] * over->cell,
+        .row = conv->dilation[0] * row,
+        .panel = panel,
+        .one = conv->kernel[0] * conv->kernel[1] == 1,
+    };
+    for (; next_taps(&job.of, conv); job.panel += job.of.rows * job.of.columns * conv->outputs * over->cell) {
+        float *first = cells + job.of.row * job.row + job.of.column * conv->dilation[1] * over->cell;
+        const int64_t bytes = FE_STRETCH * job.of.rows * job.of.columns * over->cell * (int64_t)sizeof(float);
+        const int64_t stretches = larger(1, of->version->bytes_of_panel / bytes);
+        for (job.first = 0; job.first < chunks.bounds - 1; job.first = job.last) {
+            job.last = smaller(job.first + stretches, chunks.bounds - 1);
+            for (int64_t pixel = begin, i = 0; pixel < end; pixel += over->out[1], i++) {
+                job.bounds = of->from->bounds + pixel * chunks.bounds;
+                job.cells = first + (i / over->rows * over->depth + i % over->rows * over->step[0]) * row;
+                of->version->sweep(&job);
+            }
+        }
+    }
+}
+
 /* All tiles of some images, one block of channels. */
-static void add_up(const work *of, int64_t strip, const block *channels, float *cells) {
+static void add_up(const work *of, int64_t strip, const block *channels, const float *panel, float *cells) {
     const tiling *over = &of->over;
     const fe_conv *conv = of->conv;
     const int64_t row = over->pitch * over->cell, image = strip * over->images;
@@ -106,7 +175,10 @@ static void add_up(const work *of, int64_t strip, const block *channels, float *
     int64_t begin = 0;
     for (int64_t i = 0; i < over->tiles_of_image; i++) {
         const int64_t top = i * step;
-        multiply(of, strip * over->tiles_of_image + i, channels, cells, 0, 0);
+        if (panel)
+            sweep(of, strip * over->tiles_of_image + i, panel, cells);
+        else
+            multiply(of, strip * over->tiles_of_image + i, channels, cells, 0, 0);
         int64_t end = conv->height;
         if (i + 1 < over->tiles_of_image)
             end = smaller(end, larger(begin, (top + step) * over->skip[0] - conv->padding[0]));
@@ -122,25 +194,36 @@ static void add_up(const work *of, int64_t strip, const block *channels, float *
 
 static void input_items(int64_t first, int64_t last, void *context) {
     work *of = context;
-    const int64_t strips = of->over.tiles / of->over.tiles_of_image;
+    const int64_t strips = of->over.tiles / of->over.tiles_of_image, room = of->over.cells * of->over.cell;
+    const int64_t floats = of->from ? of->conv->outputs * of->conv->kernel[0] * of->conv->kernel[1] * of->over.cell : 0;
     void *memory;
-    float *cells = take_cells(&of->over, &memory);
+    float *cells = take_floats(room + floats, &memory);
     if (!cells) {
         atomic_store(&of->out_of_memory, 1);
         return;
     }
+    float *panel = of->from ? cells + room : NULL;
     /* Block by block, since a block's weights stay in the cache from strip to strip. */
-    for (int64_t i = first; i < last; i++) {
+    for (int64_t i = first, filled = -1; i < last; i++) {
         const block channels = fe_block_of(&of->over, of->conv, i / strips);
-        add_up(of, i % strips, &channels, cells);
+        if (panel && filled != i / strips) {
+            filled = i / strips;
+            take_panel(of, &channels, panel);
+        }
+        add_up(of, i % strips, &channels, panel, cells);
     }
     free(memory);
 }
 
-int fe_sparse_grad_input(fe_isa ceiling, float *grad, const fe_lists *lists, const fe_sparse_weight *weight,
-                         const fe_conv *conv) {
-    work of = {
-        .version = fe_sparse_version(ceiling), .lists = lists, .conv = conv, .weight = weight, .grad = grad, .parts = 1};
+int fe_sparse_needs_lists(const fe_conv *conv) { return conv->groups > 1; }
+
+int fe_sparse_grad_input(fe_isa ceiling, float *grad, const fe_nonzeros *from, const fe_lists *lists,
+                         const fe_sparse_weight *weight, const fe_conv *conv) {
+    work of = {.version = fe_sparse_version(ceiling), .conv = conv, .weight = weight, .grad = grad, .parts = 1};
+    if (fe_sparse_needs_lists(conv))
+        of.lists = lists;
+    else
+        of.from = from;
     fe_tiling_of(&of.over, of.version, conv);
     int error = fe_parallel_for(of.over.tiles / of.over.tiles_of_image * of.over.blocks, 1, input_items, &of);
     return atomic_load(&of.out_of_memory) ? -1 : error;
@@ -168,7 +251,7 @@ static void fill(const work *of, int64_t tile, const block *channels, float *cel
 static void weight_items(int64_t first, int64_t last, void *context) {
     work *of = context;
     void *memory;
-    float *cells = take_cells(&of->over, &memory);
+    float *cells = take_floats(of->over.cells * of->over.cell, &memory);
     if (!cells) {
         atomic_store(&of->out_of_memory, 1);
         return;

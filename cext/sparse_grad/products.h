@@ -11,6 +11,11 @@ TARGET FE_INLINE VEC NAME(weights)(const product_job *job, int64_t output, int64
     return NAME(signs)(job->weight.bits + at * ceiling_of(job->inputs, 8), c, NAME(set)(scale), NAME(set)(-scale));
 }
 
+#define SPARSE_TAPS                                                                                                          \
+    _Pragma("GCC unroll 3") for (int r = 0; r < rows; r++)                                                                   \
+        _Pragma("GCC unroll 3") for (int s = 0; s < columns; s++)                                                            \
+            _Pragma("GCC unroll 8") for (int v = 0; v < vectors; v++)
+
 /* Lanes of vector v that the block has: a constant for kernels that are not careful. */
 #define LANES_OF(v) (careful ? smaller(LANES, larger(0, job->channels - (v) * LANES)) : LANES)
 
@@ -49,6 +54,60 @@ TARGET FE_INLINE void NAME(scatter_of)(const product_job *job, int64_t r, int64_
                     }
         }
     }
+}
+
+/* The sums of a pixel's taps stay in registers while its non-zeros go by; the weights are in the L1 cache. */
+TARGET FE_INLINE void NAME(sweep_of)(const sweep_job *job, const int rows, const int columns, const int vectors) {
+    const int64_t row = job->row;
+    const int32_t *bounds = job->bounds;
+    float *cells = job->cells;
+    for (int64_t pixel = 0; pixel < job->pixels; pixel++, bounds += job->bounds_of_pixel, cells += job->step) {
+        int64_t i = bounds[job->first], end = bounds[job->last];
+        if (i == end)
+            continue;
+        VEC sum[3][3][8];
+        SPARSE_TAPS
+        sum[r][s][v] = NAME(load)(cells + r * row + (s * vectors + v) * LANES, LANES);
+        for (; i < end; i++) {
+            const VEC value = NAME(set)(job->values[i]);
+            const float *w = job->panel + (int64_t)(job->places[i] % FE_MOST_CHANNELS) * (rows * columns * vectors * LANES);
+            SPARSE_TAPS
+            sum[r][s][v] = NAME(multiply_add)(value, NAME(load)(w + ((r * columns + s) * vectors + v) * LANES, LANES), sum[r][s][v]);
+        }
+        SPARSE_TAPS
+        NAME(store)(cells + r * row + (s * vectors + v) * LANES, sum[r][s][v], LANES);
+    }
+}
+
+TARGET static void NAME(sweep)(const sweep_job *job) {
+    if (job->one)
+        NAME(sweep_of)(job, 1, 1, VECTORS_OF_ONE);
+    else if (job->of.rows == 3)
+        NAME(sweep_of)(job, 3, 3, VECTORS);
+    else if (job->of.columns == 3)
+        NAME(sweep_of)(job, 1, 3, VECTORS);
+    else
+        NAME(sweep_of)(job, 1, 1, VECTORS);
+}
+
+TARGET static void NAME(panel)(const panel_job *job) {
+    const int64_t bytes = ceiling_of(job->inputs, 8);
+    float *to = job->panel;
+    for (int64_t k = 0; k < job->outputs; k++)
+        for (int r = 0; r < job->of.rows; r++)
+            for (int s = 0; s < job->of.columns; s++, to += job->cell) {
+                int64_t at = (k * job->kernel[0] + job->of.row + r) * job->kernel[1] + job->of.column + s;
+                for (int64_t c = 0; c < job->cell; c += LANES) {
+                    const int64_t n = smaller(LANES, job->channels - c);
+                    VEC w = NAME(set)(0.0f);
+                    if (n > 0 && job->weight->floats)
+                        w = NAME(load)(job->weight->floats + at * job->inputs + job->channel + c, n);
+                    else if (n > 0)
+                        w = NAME(signs)(job->weight->bits + at * bytes, job->channel + c, NAME(set)(job->weight->scales[k]),
+                                        NAME(set)(-job->weight->scales[k]));
+                    NAME(store)(to + c, w, LANES);
+                }
+            }
 }
 
 TARGET FE_INLINE void NAME(gather_of)(const product_job *job, int64_t r, int64_t s, const int rows, const int columns,
@@ -131,6 +190,7 @@ SPARSE_KERNELS(one, 1, 1, VECTORS_OF_ONE)
 
 #undef SPARSE_KERNELS
 #undef LANES_OF
+#undef SPARSE_TAPS
 
 /* Taps by threes where they lie side by side, in squares where there are as many rows of them. */
 FE_INLINE void NAME(over_taps)(const product_job *job, void (*square)(const product_job *, int64_t, int64_t),
@@ -179,8 +239,11 @@ static const sparse_version NAME(version) = {
     .vectors_of_one = VECTORS_OF_ONE,
     .bytes = BYTES,
     .bytes_of_one = BYTES_OF_ONE,
+    .bytes_of_panel = BYTES_OF_PANEL,
     .prune = NAME(prune),
     .signs = NAME(signs_of),
+    .panel = NAME(panel),
+    .sweep = NAME(sweep),
     .scatter = NAME(scatter),
     .gather = NAME(gather),
     .copy = NAME(copy),

@@ -17,6 +17,7 @@ fe_chunks fe_chunks_of(int64_t pixels, int64_t channels) {
     of.chunks = ceiling_of(pixels, of.pixels);
     /* Kernels write whole vectors. */
     of.room = of.pixels * channels + MOST_LANES;
+    of.bounds = ceiling_of(channels, FE_STRETCH) + 1;
     return of;
 }
 
@@ -43,6 +44,8 @@ static void prune_chunks(int64_t first, int64_t last, void *context) {
             .keys = {work->keys[0], work->keys[1]},
             .places = to->places + i * work->chunks.room,
             .values = to->values + i * work->chunks.room,
+            .bounds = to->bounds + pixel * work->chunks.bounds,
+            .base = (int32_t)(i * work->chunks.room),
         };
         to->counts[i] = (int32_t)work->version->prune(&job);
     }

@@ -7,14 +7,19 @@ TARGET static int64_t NAME(prune)(const prune_job *job) {
     const float *x = job->x;
     uint32_t counter = job->counter;
     int64_t count = 0;
-    for (int64_t pixel = 0; pixel < job->pixels; pixel++)
+    int32_t *bounds = job->bounds;
+    for (int64_t pixel = 0; pixel < job->pixels; pixel++) {
         for (int64_t c = 0, n; c < job->channels; c += n, x += n, counter += (uint32_t)n) {
             n = smaller(LANES, job->channels - c);
+            if (c % FE_STRETCH == 0)
+                *bounds++ = job->base + (int32_t)count;
             INTS bits = NAME(random)(NAME(plus)(NAME(all)((int32_t)counter), NAME(count_up)()), key, other);
             int32_t place = (int32_t)((uint32_t)pixel << FE_CHANNEL_BITS | (uint32_t)c);
             INTS places = NAME(plus)(NAME(all)(place), NAME(count_up)());
             count += NAME(append)(job->places + count, job->values + count, NAME(load)(x, n), bits, places, threshold);
         }
+        *bounds++ = job->base + (int32_t)count;
+    }
     return count;
 }
 

@@ -14,6 +14,8 @@ enum {
     /* A place is a pixel of its chunk and, in as many low bits, a channel. */
     FE_CHANNEL_BITS = 16,
     FE_MOST_CHANNELS = 1 << FE_CHANNEL_BITS,
+    /* Channels of a pixel are cut into stretches. */
+    FE_STRETCH = 64,
 };
 
 /* The version that runs under this ceiling. */
@@ -25,17 +27,18 @@ fe_isa fe_sparse_grad_isa(fe_isa ceiling);
 int fe_pruning_threshold(float *threshold, const float *x, int64_t count, double sparsity);
 
 /* What is left of a map of `pixels` x `channels`. Chunks of whole pixels have room of their own in `places` and `values`, one
- * behind the other; `counts` says how much of it is taken. */
+ * behind the other; `counts` says how much of it is taken. Stretch i of a pixel is from bounds[pixel * (stretches + 1) + i] up
+ * to the next bound. */
 typedef struct {
     int64_t pixels, channels;
     uint32_t *places;
     float *values;
-    int32_t *counts;
+    int32_t *counts, *bounds;
 } fe_nonzeros;
 
-/* How many chunks that are, of how many pixels each, and how many elements a chunk has room for. */
+/* How many chunks that are, of how many pixels each, how many elements a chunk has room for, and how many bounds a pixel has. */
 typedef struct {
-    int64_t chunks, pixels, room;
+    int64_t chunks, pixels, room, bounds;
 } fe_chunks;
 
 fe_chunks fe_chunks_of(int64_t pixels, int64_t channels);
@@ -80,9 +83,12 @@ typedef struct {
     const float *scales;
 } fe_sparse_weight;
 
-/* The gradient of the input. */
-int fe_sparse_grad_input(fe_isa ceiling, float *grad, const fe_lists *lists, const fe_sparse_weight *weight,
-                         const fe_conv *conv);
+/* Whether the gradient of the input is made from lists, and not from non-zeros in the order of pixels. */
+int fe_sparse_needs_lists(const fe_conv *conv);
+
+/* The gradient of the input, from what fe_sparse_needs_lists says; the other one may be NULL. */
+int fe_sparse_grad_input(fe_isa ceiling, float *grad, const fe_nonzeros *from, const fe_lists *lists,
+                         const fe_sparse_weight *weight, const fe_conv *conv);
 
 /* The gradient of the weight. Work is divided into about so many pieces, which the result does not depend on. */
 int fe_sparse_grad_weight(fe_isa ceiling, float *grad, const fe_lists *lists, const float *x, const fe_conv *conv,

@@ -21,6 +21,8 @@ class Remainder(NamedTuple):
         int32 and float32, shape ``(chunks, room)``: pixel of the chunk times 2**16 plus channel; element.
     counts : torch.Tensor
         int32, shape ``(chunks,)``: how much of the room is taken.
+    bounds : torch.Tensor
+        int32: for each pixel where its stretches of 64 channels begin, and where the last one ends.
     pixels, channels : int
         Of the map.
     """
@@ -28,14 +30,15 @@ class Remainder(NamedTuple):
     places: "torch.Tensor"
     values: "torch.Tensor"
     counts: "torch.Tensor"
+    bounds: "torch.Tensor"
     pixels: int
     channels: int
 
     @property
     def arguments(self) -> tuple[int, ...]:
         """What the extension takes."""
-        addresses = (self.places.data_ptr(), self.values.data_ptr(), self.counts.data_ptr())
-        return (*addresses, self.pixels, self.channels)
+        tensors = (self.places, self.values, self.counts, self.bounds)
+        return (*(tensor.data_ptr() for tensor in tensors), self.pixels, self.channels)
 
 
 class Lists(NamedTuple):

@@ -105,11 +105,12 @@ def prune(grad: "torch.Tensor", threshold: float, seed: int) -> PrunedGradient:
     _threads.connect(extension)
     grad = grad.contiguous(memory_format=torch.channels_last)
     pixels = images * height * width
-    chunks, room = extension.pruned_chunks(pixels, channels)
+    chunks, room, bounds_of_pixel = extension.pruned_chunks(pixels, channels)
     # One block, which a gradient of the same layer finds again.
     both = workspace().empty((2, chunks, room), (chunks * room, room, 1))
     counts = torch.empty(chunks, dtype=torch.int32)
-    left = Remainder(both[0].view(torch.int32), both[1], counts, pixels, channels)
+    bounds = torch.empty(pixels * bounds_of_pixel, dtype=torch.int32)
+    left = Remainder(both[0].view(torch.int32), both[1], counts, bounds, pixels, channels)
     rest = (grad.data_ptr(), threshold, seed)
     nonzeros = extension.prune(_dispatch.ceiling(), *left.arguments, *rest)
     return PrunedGradient((images, channels, height, width), float(np.float32(threshold)), nonzeros, left)
@@ -213,9 +214,12 @@ def sparse_grad_input(
         addresses = (weight.data_ptr(), 0, 0)
     _threads.connect(extension)
     isa = _dispatch.ceiling()
-    lists = pruned.lists(isa, conv.numbers)
+    lists = (0, 0)
+    if conv.groups > 1:
+        found = pruned.lists(isa, conv.numbers)
+        lists = (found.starts.data_ptr(), found.entries.data_ptr())
     grad = empty_map(conv.x_shape, channels_last=True)
-    of = (grad.data_ptr(), lists.starts.data_ptr(), lists.entries.data_ptr())
+    of = (grad.data_ptr(), *lists, *pruned.left.arguments)
     extension.sparse_grad_input(isa, *of, *addresses, *conv.numbers)
     return grad
 
