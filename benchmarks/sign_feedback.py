@@ -43,8 +43,8 @@ PUBLISHED_ENERGY = 5.0
 
 BATCH, SIDE, CLASSES = 16, 32, 10
 ENTRY_BYTES, TRANSFERS = 8, 5
-"""Of an element that is not zero: its place and its value are written and read in the order of pixels and in that
-of channels, and once more for the second product. A cache that holds them is not counted on."""
+"""Of an element that is not zero: its place and its value are written and read in the order of pixels and in
+that of channels, and once more for the second product. A cache that holds them is not counted on."""
 
 Step = Callable[[], object]
 
