@@ -15,6 +15,7 @@ TARGET FE_INLINE INTS NAME(count_up)(void) { return _mm256_setr_epi32(0, 1, 2, 3
 TARGET FE_INLINE INTS NAME(plus)(INTS a, INTS b) { return _mm256_add_epi32(a, b); }
 TARGET FE_INLINE INTS NAME(times)(INTS a, INTS b) { return _mm256_mullo_epi32(a, b); }
 TARGET FE_INLINE INTS NAME(exclusive)(INTS a, INTS b) { return _mm256_xor_si256(a, b); }
+TARGET FE_INLINE INTS NAME(shift_left)(INTS a, int bits) { return _mm256_slli_epi32(a, bits); }
 #define shift_right_avx2(a, bits) _mm256_srli_epi32(a, bits)
 
 TARGET FE_INLINE VEC NAME(magnitude)(VEC a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
@@ -31,11 +32,12 @@ TARGET FE_INLINE void NAME(append_quad)(uint32_t *places, float *values, __m128 
     _mm_storeu_si128((__m128i *)values, _mm_shuffle_epi8(_mm_castps_si128(value), front));
     _mm_storeu_si128((__m128i *)places, _mm_shuffle_epi8(place, front));
 }
+TARGET FE_INLINE INTS NAME(chance)(INTS bits) {
+    return _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi32(CHANCE_BITS)), _mm256_set1_epi32(CHANCE_REST));
+}
 TARGET FE_INLINE int64_t NAME(append)(uint32_t *places, float *values, VEC x, INTS bits, INTS place, VEC threshold) {
-    const __m256i one = _mm256_set1_epi32((int32_t)CHANCE_ONE);
     const VEC sign = _mm256_set1_ps(-0.0f);
-    VEC chance = _mm256_castsi256_ps(_mm256_or_si256(_mm256_srli_epi32(bits, 9), one));
-    chance = _mm256_mul_ps(_mm256_sub_ps(chance, _mm256_set1_ps(CHANCE_BELOW)), threshold);
+    VEC chance = _mm256_mul_ps(_mm256_sub_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(1.0f)), threshold);
     VEC magnitude = _mm256_andnot_ps(sign, x);
     VEC small = _mm256_cmp_ps(magnitude, threshold, _CMP_LT_OQ);
     uint32_t left = (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(magnitude, chance, _CMP_NLE_UQ));

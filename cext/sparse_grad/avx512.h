@@ -3,23 +3,11 @@
 
 #define LANE(name) NAME(name)
 #define INTS __m512i
-#ifndef V9
-#define V9 1
-#endif
-#define VECTORS V9
+#define VECTORS 2
 #define VECTORS_OF_ONE 4
-#ifndef BY9
-#define BY9 49152
-#endif
-#ifndef BY1
-#define BY1 65536
-#endif
-#define BYTES BY9
-#define BYTES_OF_ONE BY1
-#ifndef BYP
-#define BYP 40960
-#endif
-#define BYTES_OF_PANEL BYP
+#define BYTES 65536
+#define BYTES_OF_ONE 65536
+#define BYTES_OF_PANEL 81920
 
 TARGET FE_INLINE INTS NAME(all)(int32_t value) { return _mm512_set1_epi32(value); }
 TARGET FE_INLINE INTS NAME(count_up)(void) {
@@ -28,6 +16,7 @@ TARGET FE_INLINE INTS NAME(count_up)(void) {
 TARGET FE_INLINE INTS NAME(plus)(INTS a, INTS b) { return _mm512_add_epi32(a, b); }
 TARGET FE_INLINE INTS NAME(times)(INTS a, INTS b) { return _mm512_mullo_epi32(a, b); }
 TARGET FE_INLINE INTS NAME(exclusive)(INTS a, INTS b) { return _mm512_xor_si512(a, b); }
+TARGET FE_INLINE INTS NAME(shift_left)(INTS a, unsigned bits) { return _mm512_slli_epi32(a, bits); }
 #define shift_right_avx512(a, bits) _mm512_srli_epi32(a, bits)
 
 TARGET FE_INLINE VEC NAME(magnitude)(VEC a) { return _mm512_abs_ps(a); }
@@ -37,10 +26,13 @@ TARGET FE_INLINE VEC NAME(signs)(const uint8_t *row, int64_t c, VEC plus, VEC mi
     memcpy(&bits, row + c / 8, sizeof bits);
     return _mm512_mask_mov_ps(plus, bits, minus);
 }
+TARGET FE_INLINE INTS NAME(chance)(INTS bits) {
+    /* (bits & CHANCE_BITS) | CHANCE_REST */
+    return _mm512_ternarylogic_epi32(bits, _mm512_set1_epi32(CHANCE_BITS), _mm512_set1_epi32(CHANCE_REST), 0xea);
+}
 TARGET FE_INLINE int64_t NAME(append)(uint32_t *places, float *values, VEC x, INTS bits, INTS place, VEC threshold) {
-    const __m512i one = _mm512_set1_epi32((int32_t)CHANCE_ONE), sign = _mm512_set1_epi32(INT32_MIN);
-    VEC chance = _mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32(bits, 9), one));
-    chance = _mm512_mul_ps(_mm512_sub_ps(chance, _mm512_set1_ps(CHANCE_BELOW)), threshold);
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+    VEC chance = _mm512_mul_ps(_mm512_sub_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(1.0f)), threshold);
     VEC magnitude = _mm512_abs_ps(x);
     __mmask16 small = _mm512_cmp_ps_mask(magnitude, threshold, _CMP_LT_OQ);
     __mmask16 left = _mm512_cmp_ps_mask(magnitude, chance, _CMP_NLE_UQ);

@@ -11,20 +11,24 @@
 enum {
     /* Lanes of the widest vector. */
     MOST_LANES = 16,
+    /* Channels whose random numbers come from one run of counters, two from each. */
+    RUN = 32,
     /* Floats of the largest cell. */
     MOST_CELL = 64,
     LINE = 64,
+    /* Taps that are fetched before they are read: a block's channels lie too far apart for the hardware to see what is next. */
+    AHEAD = 16,
 };
 
-/* A random number of 23 bits in (0, 1): these bits behind a 1, less what is a little less than 1. */
-#define CHANCE_ONE 0x3f800000u
-#define CHANCE_BELOW 0x1.fffffep-1f
+/* A random number of 16 bits, in (1, 2): behind a 1, and in front of a bit that puts it half a step up. */
+#define CHANCE_BITS 0x007fff80u
+#define CHANCE_REST 0x3f800040u
 
 /* Some pixels of a map that is pruned. */
 typedef struct {
     const float *x;
     int64_t pixels, channels;
-    /* Of the first element in the whole map. */
+    /* Of the first pixel: each has as many counters as it has channels, in whole runs, by two. */
     uint32_t counter;
     float threshold;
     uint32_t keys[2];

@@ -15,6 +15,7 @@ FE_INLINE INTS NAME(count_up)(void) { return (INTS){0, 1, 2, 3}; }
 FE_INLINE INTS NAME(plus)(INTS a, INTS b) { return vaddq_u32(a, b); }
 FE_INLINE INTS NAME(times)(INTS a, INTS b) { return vmulq_u32(a, b); }
 FE_INLINE INTS NAME(exclusive)(INTS a, INTS b) { return veorq_u32(a, b); }
+FE_INLINE INTS NAME(shift_left)(INTS a, int bits) { return vshlq_u32(a, vdupq_n_s32(bits)); }
 #define shift_right_neon(a, bits) vshrq_n_u32(a, bits)
 
 FE_INLINE VEC NAME(magnitude)(VEC a) { return vabsq_f32(a); }
@@ -24,9 +25,9 @@ FE_INLINE VEC NAME(signs)(const uint8_t *row, int64_t c, VEC plus, VEC minus) {
     uint32x4_t bits = vdupq_n_u32((uint32_t)row[c / 8] >> c % 8);
     return vbslq_f32(vtstq_u32(bits, (uint32x4_t){1, 2, 4, 8}), minus, plus);
 }
+FE_INLINE INTS NAME(chance)(INTS bits) { return vorrq_u32(vandq_u32(bits, vdupq_n_u32(CHANCE_BITS)), vdupq_n_u32(CHANCE_REST)); }
 FE_INLINE int64_t NAME(append)(uint32_t *places, float *values, VEC x, INTS bits, INTS place, VEC threshold) {
-    VEC chance = vreinterpretq_f32_u32(vorrq_u32(vshrq_n_u32(bits, 9), vdupq_n_u32(CHANCE_ONE)));
-    chance = vmulq_f32(vsubq_f32(chance, vdupq_n_f32(CHANCE_BELOW)), threshold);
+    VEC chance = vmulq_f32(vsubq_f32(vreinterpretq_f32_u32(bits), vdupq_n_f32(1.0f)), threshold);
     VEC magnitude = vabsq_f32(x);
     VEC cut = vbslq_f32(vdupq_n_u32(0x80000000u), x, threshold);
     VEC value = vbslq_f32(vcltq_f32(magnitude, threshold), cut, x);

@@ -79,9 +79,80 @@ TARGET FE_INLINE void NAME(sweep_of)(const sweep_job *job, const int rows, const
     }
 }
 
+/* One pixel of a row whose sums slide through the registers: column s of its taps is in sum[r][(s + phase) % 3]. Columns that the
+ * pixel before had, it has left there. */
+TARGET FE_INLINE void NAME(slide)(const sweep_job *job, VEC sum[3][3][VECTORS], int64_t pixel, const int phase, const int slide) {
+    enum { CELL = VECTORS * LANES };
+    float *cells = job->cells + pixel * slide * CELL;
+#pragma GCC unroll 3
+    for (int r = 0; r < 3; r++)
+#pragma GCC unroll 3
+        for (int s = 3 - slide; s < 3; s++)
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++)
+                sum[r][(s + phase) % 3][v] = NAME(load)(cells + r * job->row + s * CELL + v * LANES, LANES);
+    const int32_t *bounds = job->bounds + pixel * job->bounds_of_pixel;
+    for (int64_t i = bounds[job->first], end = bounds[job->last]; i < end; i++) {
+        const VEC value = NAME(set)(job->values[i]);
+        const float *w = job->panel + (int64_t)(job->places[i] % FE_MOST_CHANNELS) * (9 * CELL);
+#pragma GCC unroll 3
+        for (int r = 0; r < 3; r++)
+#pragma GCC unroll 3
+            for (int s = 0; s < 3; s++)
+#pragma GCC unroll 8
+                for (int v = 0; v < VECTORS; v++)
+                    sum[r][(s + phase) % 3][v] = NAME(multiply_add)(
+                        value, NAME(load)(w + (r * 3 + s) * CELL + v * LANES, LANES), sum[r][(s + phase) % 3][v]);
+    }
+#pragma GCC unroll 3
+    for (int r = 0; r < 3; r++)
+#pragma GCC unroll 3
+        for (int s = 0; s < slide; s++)
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++)
+                NAME(store)(cells + r * job->row + s * CELL + v * LANES, sum[r][(s + phase) % 3][v], LANES);
+}
+
+TARGET FE_INLINE void NAME(slide_over)(const sweep_job *job, const int slide) {
+    enum { CELL = VECTORS * LANES };
+    VEC sum[3][3][VECTORS];
+#pragma GCC unroll 3
+    for (int r = 0; r < 3; r++)
+#pragma GCC unroll 3
+        for (int s = 0; s < 3; s++)
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++)
+                sum[r][s][v] = NAME(load)(job->cells + r * job->row + s * CELL + v * LANES, LANES);
+    int64_t pixel = 0;
+    for (; pixel + 3 <= job->pixels; pixel += 3) {
+        NAME(slide)(job, sum, pixel, 0, slide);
+        NAME(slide)(job, sum, pixel + 1, slide, slide);
+        NAME(slide)(job, sum, pixel + 2, 2 * slide, slide);
+    }
+    const int64_t rest = job->pixels - pixel;
+    if (rest > 0)
+        NAME(slide)(job, sum, pixel, 0, slide);
+    if (rest > 1)
+        NAME(slide)(job, sum, pixel + 1, slide, slide);
+    float *cells = job->cells + job->pixels * slide * CELL;
+#pragma GCC unroll 3
+    for (int r = 0; r < 3; r++)
+#pragma GCC unroll 3
+        for (int s = 0; s < 3 - slide; s++)
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++) {
+                VEC left = rest == 0 ? sum[r][s][v] : rest == 1 ? sum[r][(s + slide) % 3][v] : sum[r][(s + 2 * slide) % 3][v];
+                NAME(store)(cells + r * job->row + s * CELL + v * LANES, left, LANES);
+            }
+}
+
 TARGET static void NAME(sweep)(const sweep_job *job) {
     if (job->one)
         NAME(sweep_of)(job, 1, 1, VECTORS_OF_ONE);
+    else if (job->of.rows == 3 && job->step == VECTORS * LANES)
+        NAME(slide_over)(job, 1);
+    else if (job->of.rows == 3 && job->step == 2 * VECTORS * LANES)
+        NAME(slide_over)(job, 2);
     else if (job->of.rows == 3)
         NAME(sweep_of)(job, 3, 3, VECTORS);
     else if (job->of.columns == 3)
@@ -97,6 +168,9 @@ TARGET static void NAME(panel)(const panel_job *job) {
         for (int r = 0; r < job->of.rows; r++)
             for (int s = 0; s < job->of.columns; s++, to += job->cell) {
                 int64_t at = (k * job->kernel[0] + job->of.row + r) * job->kernel[1] + job->of.column + s;
+                if (job->weight->floats)
+                    for (int64_t c = 0; c < job->channels; c += LINE / (int64_t)sizeof(float))
+                        __builtin_prefetch(job->weight->floats + (at + AHEAD) * job->inputs + job->channel + c);
                 for (int64_t c = 0; c < job->cell; c += LANES) {
                     const int64_t n = smaller(LANES, job->channels - c);
                     VEC w = NAME(set)(0.0f);

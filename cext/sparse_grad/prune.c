@@ -39,7 +39,7 @@ static void prune_chunks(int64_t first, int64_t last, void *context) {
             .x = work->x + at,
             .pixels = smaller(work->chunks.pixels, to->pixels - pixel),
             .channels = to->channels,
-            .counter = (uint32_t)at,
+            .counter = (uint32_t)(pixel * ceiling_of(to->channels, RUN) * (RUN / 2)),
             .threshold = work->threshold,
             .keys = {work->keys[0], work->keys[1]},
             .places = to->places + i * work->chunks.room,

@@ -1,22 +1,44 @@
 /* Pruning, and signs of weights. Included once for each instruction set. */
 #include "lanes/random.h"
 
-TARGET static int64_t NAME(prune)(const prune_job *job) {
-    const INTS key = NAME(all)((int32_t)job->keys[0]), other = NAME(all)((int32_t)job->keys[1]);
+/* Up to RUN channels of a pixel. The low halves of the counters' random bits are for the first half of them. */
+TARGET FE_INLINE int64_t NAME(prune_run)(const prune_job *job, const float *x, int64_t n, uint32_t counter, uint32_t place,
+                                         int64_t count) {
+    enum { WORDS = RUN / 2 / LANES };
     const VEC threshold = NAME(set)(job->threshold);
+    const INTS up = NAME(count_up)(), key = NAME(all)((int32_t)job->keys[0]), other = NAME(all)((int32_t)job->keys[1]);
+    INTS bits[WORDS];
+#pragma GCC unroll 16
+    for (int i = 0; i < WORDS; i++)
+        bits[i] = NAME(random)(NAME(plus)(NAME(all)((int32_t)(counter + (uint32_t)(i * LANES))), up), key, other);
+#pragma GCC unroll 32
+    for (int i = 0; i < 2 * WORDS; i++) {
+        if (i * LANES >= n)
+            break;
+        VEC value = NAME(load)(x + i * LANES, smaller(LANES, n - i * LANES));
+        INTS chance = i < WORDS ? NAME(shift_left)(bits[i % WORDS], 7) : LANE(shift_right)(bits[i % WORDS], 9);
+        INTS places = NAME(plus)(NAME(all)((int32_t)(place + (uint32_t)(i * LANES))), up);
+        count += NAME(append)(job->places + count, job->values + count, value, NAME(chance)(chance), places, threshold);
+    }
+    return count;
+}
+
+TARGET static int64_t NAME(prune)(const prune_job *job) {
     const float *x = job->x;
     uint32_t counter = job->counter;
-    int64_t count = 0;
     int32_t *bounds = job->bounds;
-    for (int64_t pixel = 0; pixel < job->pixels; pixel++) {
-        for (int64_t c = 0, n; c < job->channels; c += n, x += n, counter += (uint32_t)n) {
-            n = smaller(LANES, job->channels - c);
-            if (c % FE_STRETCH == 0)
-                *bounds++ = job->base + (int32_t)count;
-            INTS bits = NAME(random)(NAME(plus)(NAME(all)((int32_t)counter), NAME(count_up)()), key, other);
-            int32_t place = (int32_t)((uint32_t)pixel << FE_CHANNEL_BITS | (uint32_t)c);
-            INTS places = NAME(plus)(NAME(all)(place), NAME(count_up)());
-            count += NAME(append)(job->places + count, job->values + count, NAME(load)(x, n), bits, places, threshold);
+    int64_t count = 0;
+    for (int64_t pixel = 0; pixel < job->pixels; pixel++, x += job->channels) {
+        const uint32_t place = (uint32_t)pixel << FE_CHANNEL_BITS;
+        int64_t c = 0;
+        for (; c + RUN <= job->channels; c += RUN, counter += RUN / 2) {
+            *bounds++ = job->base + (int32_t)count;
+            count = NAME(prune_run)(job, x + c, RUN, counter, place + (uint32_t)c, count);
+        }
+        if (c < job->channels) {
+            *bounds++ = job->base + (int32_t)count;
+            count = NAME(prune_run)(job, x + c, job->channels - c, counter, place + (uint32_t)c, count);
+            counter += RUN / 2;
         }
         *bounds++ = job->base + (int32_t)count;
     }

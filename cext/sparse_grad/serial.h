@@ -1,5 +1,5 @@
-/* What the kernels need beside lanes/serial.h. INTS has a lane for each float. `append` prunes a vector with random bits for each
- * lane and adds what is left; it may write a whole vector, and returns how many are left. `negative` has a bit for
+/* What the kernels need beside lanes/serial.h. INTS has a lane for each float. `chance` makes a float in (1, 2) of random bits; with these,
+ * `append` prunes a vector and adds what is left; it may write a whole vector, and returns how many are left. `negative` has a bit for
  * each lane; `signs` is `minus` where a bit is set, `plus` elsewhere, from bit c of a row on. VECTORS are those of a cell, for
  * kernels with several taps and with one, and BYTES those of a tile's cells. */
 #include "lanes/serial.h"
@@ -17,6 +17,7 @@ FE_INLINE INTS NAME(count_up)(void) { return 0; }
 FE_INLINE INTS NAME(plus)(INTS a, INTS b) { return a + b; }
 FE_INLINE INTS NAME(times)(INTS a, INTS b) { return a * b; }
 FE_INLINE INTS NAME(exclusive)(INTS a, INTS b) { return a ^ b; }
+FE_INLINE INTS NAME(shift_left)(INTS a, int bits) { return a << bits; }
 #define shift_right_serial(a, bits) ((a) >> (bits))
 
 FE_INLINE VEC NAME(magnitude)(VEC a) { return __builtin_fabsf(a); }
@@ -24,13 +25,13 @@ FE_INLINE uint32_t NAME(negative)(VEC a) { return a < 0.0f; }
 FE_INLINE VEC NAME(signs)(const uint8_t *row, int64_t c, VEC plus, VEC minus) {
     return row[c / 8] >> c % 8 & 1 ? minus : plus;
 }
-FE_INLINE int64_t NAME(append)(uint32_t *places, float *values, VEC x, INTS bits, INTS place, VEC threshold) {
-    float magnitude = __builtin_fabsf(x), chance;
-    bits = bits >> 9 | CHANCE_ONE;
-    memcpy(&chance, &bits, sizeof chance);
+FE_INLINE INTS NAME(chance)(INTS bits) { return (bits & CHANCE_BITS) | CHANCE_REST; }
+FE_INLINE int64_t NAME(append)(uint32_t *places, float *values, VEC x, INTS chance, INTS place, VEC threshold) {
+    float magnitude = __builtin_fabsf(x), bound;
+    memcpy(&bound, &chance, sizeof bound);
     *places = place;
     *values = magnitude < threshold ? __builtin_copysignf(threshold, x) : x;
-    return !(magnitude <= (chance - CHANCE_BELOW) * threshold);
+    return !(magnitude <= (bound - 1.0f) * threshold);
 }
 
 #include "prune.h"

@@ -15,7 +15,7 @@ enum {
     FE_CHANNEL_BITS = 16,
     FE_MOST_CHANNELS = 1 << FE_CHANNEL_BITS,
     /* Channels of a pixel are cut into stretches. */
-    FE_STRETCH = 64,
+    FE_STRETCH = 32,
 };
 
 /* The version that runs under this ceiling. */
@@ -44,7 +44,7 @@ typedef struct {
 fe_chunks fe_chunks_of(int64_t pixels, int64_t channels);
 
 /* Elements of at least the threshold stay, others become it, with their sign, with the probability |x| / threshold, or 0. Random
- * numbers are a function of seed and place alone: zeros are the same for all versions. NaNs stay. */
+ * numbers, of 16 bits, are a function of seed and place alone: zeros are the same for all versions. NaNs stay. */
 int fe_prune(fe_isa ceiling, const fe_nonzeros *to, const float *x, float threshold, uint64_t seed);
 
 /* x = what is left, and zeros. */

@@ -9,44 +9,55 @@
 
 enum {
     /* A bin is an exponent and so many leading bits of the mantissa. */
-    LEADING = 3,
+    LEADING = 2,
     SHIFT = 23 - LEADING,
     BINS = 256 << LEADING,
     /* From here on, infinity and NaN. */
     FINITE = 255 << LEADING,
     /* Neighbours that are counted together, and how many such runs: of a longer x, one out of each of so many parts. */
-    RUN = 8,
+    SIDE_BY_SIDE = 8,
     RUNS = 16384,
-    PIECES = 8,
+    PIECES = 4,
+    /* Neighbours are counted apart, since a count that has just been written is slow to read. */
+    APART = 4,
+    /* Runs lie too far apart for the hardware to see what is next. */
+    FETCHED = 16,
     GRAIN = RUNS / PIECES,
 };
 
 typedef struct {
     const float *x;
-    int64_t runs, taken;
-    uint32_t counts[PIECES][BINS];
+    /* Runs of x and those that are counted; the length of a part, in 2^-16 runs. */
+    int64_t runs, taken, part;
+    uint32_t counts[PIECES][APART][BINS];
 } histogram;
 
-static void count_run(uint32_t *counts, const float *x, int64_t count) {
+static void count_run(uint32_t counts[APART][BINS], const float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         uint32_t bits;
         memcpy(&bits, x + i, sizeof bits);
-        counts[(bits & 0x7fffffffu) >> SHIFT]++;
+        counts[i % APART][(bits & 0x7fffffffu) >> SHIFT]++;
     }
 }
 
+/* Of each of `taken` parts of equal length, a run anywhere in it. */
 static int64_t run_of(const histogram *of, int64_t i) {
     if (of->taken == of->runs)
         return i;
-    int64_t begin = i * of->runs / of->taken, end = (i + 1) * of->runs / of->taken;
+    int64_t begin = i * of->part >> 16, end = (i + 1) * of->part >> 16;
     return begin + (int64_t)((fe_mixed((uint64_t)i) >> 32) * (uint64_t)(end - begin) >> 32);
 }
 
 static void count_pieces(int64_t first, int64_t last, void *context) {
     histogram *of = context;
-    for (int64_t piece = first; piece < last; piece++)
-        for (int64_t i = piece * of->taken / PIECES; i < (piece + 1) * of->taken / PIECES; i++)
-            count_run(of->counts[piece], of->x + run_of(of, i) * RUN, RUN);
+    for (int64_t piece = first; piece < last; piece++) {
+        const int64_t begin = piece * of->taken / PIECES, end = (piece + 1) * of->taken / PIECES;
+        for (int64_t i = begin; i < end; i++) {
+            if (i + FETCHED < end)
+                __builtin_prefetch(of->x + run_of(of, i + FETCHED) * SIDE_BY_SIDE);
+            count_run(of->counts[piece], of->x + run_of(of, i) * SIDE_BY_SIDE, SIDE_BY_SIDE);
+        }
+    }
 }
 
 static double edge_of(int64_t bin) {
@@ -90,15 +101,17 @@ int fe_pruning_threshold(float *threshold, const float *x, int64_t count, double
     if (!of)
         return -1;
     of->x = x;
-    of->runs = count / RUN;
+    of->runs = count / SIDE_BY_SIDE;
     of->taken = smaller(of->runs, RUNS);
+    of->part = of->taken ? (of->runs << 16) / of->taken : 0;
     int error = fe_parallel_for(PIECES, of->taken < GRAIN ? PIECES : 1, count_pieces, of);
     if (of->taken == of->runs)
-        count_run(of->counts[0], x + of->runs * RUN, count - of->runs * RUN);
-    for (int64_t piece = 1; piece < PIECES; piece++)
+        count_run(of->counts[0], x + of->runs * SIDE_BY_SIDE, count - of->runs * SIDE_BY_SIDE);
+    uint32_t counts[BINS] = {0};
+    for (int64_t i = 0; i < PIECES * APART; i++)
         for (int64_t bin = 0; bin < BINS; bin++)
-            of->counts[0][bin] += of->counts[piece][bin];
-    *threshold = (float)fmin(threshold_of(of->counts[0], sparsity), 0x1.fffffep127);
+            counts[bin] += of->counts[i / APART][i % APART][bin];
+    *threshold = (float)fmin(threshold_of(counts, sparsity), 0x1.fffffep127);
     free(of);
     return error;
 }

@@ -22,7 +22,7 @@ class Remainder(NamedTuple):
     counts : torch.Tensor
         int32, shape ``(chunks,)``: how much of the room is taken.
     bounds : torch.Tensor
-        int32: for each pixel where its stretches of 64 channels begin, and where the last one ends.
+        int32: for each pixel where its stretches of 32 channels begin, and where the last one ends.
     pixels, channels : int
         Of the map.
     """

@@ -69,8 +69,8 @@ def prune(grad: "torch.Tensor", threshold: float, seed: int) -> PrunedGradient:
 
     With the threshold :math:`\tau`, elements of :math:`|g| \ge \tau` stay; others become
     :math:`\tau \, \mathrm{sign}(g)` with probability :math:`|g| / \tau`, else 0: Hong, Yue, EfficientGrad,
-    2021. The random numbers have 23 bits and are a function of the seed and of the place in memory, with
-    channels last, alone. NaNs stay.
+    2021. The random numbers have 16 bits, which is how exact the probability is, and are a function of the
+    seed and of the element's place alone. NaNs stay.
 
     Parameters
     ----------

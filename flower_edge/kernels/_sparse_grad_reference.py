@@ -12,6 +12,9 @@ from flower_edge.kernels._sparse_grad_shape import sparse_conv
 if TYPE_CHECKING:
     import torch
 
+# Channels whose random numbers come from 16 counters.
+_RUN = 32
+
 
 def pruning_threshold_reference(grad: "torch.Tensor", sparsity: float) -> float:
     """Find what :func:`pruning_threshold` estimates, exactly: by sorting.
@@ -59,15 +62,19 @@ def prune_reference(grad: "torch.Tensor", threshold: float, seed: int) -> Pruned
 
     grad = grad.detach().float().contiguous(memory_format=torch.channels_last)
     threshold = float(np.float32(threshold))
-    # In the order of memory.
+    images, channels, height, width = grad.shape
+    # Channels innermost, as the random numbers count them.
     elements = grad.permute(0, 2, 3, 1)
-    counters = torch.arange(grad.numel(), device=grad.device).view(elements.shape)
-    chances = ((random_words(counters, seed) >> 9).float() + 0.5) * 2**-23
+    runs = -(-channels // _RUN)
+    shape = (images, height, width, runs, _RUN // 2)
+    counters = torch.arange(images * height * width * runs * (_RUN // 2), device=grad.device).view(shape)
+    words = random_words(counters, seed)
+    halves = torch.cat((words & 0xFFFF, words >> 16), -1).flatten(3)[..., :channels]
+    chances = halves.float() * 2**-16 + 2**-17
     magnitudes = elements.abs()
     rounded = torch.where(magnitudes < threshold, elements.sign() * threshold, elements)
     # A NaN is not at most anything.
     values = torch.where(magnitudes <= chances * threshold, 0.0, rounded).permute(0, 3, 1, 2)
-    images, channels, height, width = grad.shape
     nonzeros = int(values.count_nonzero())
     return PrunedGradient((images, channels, height, width), threshold, nonzeros, values)
 
