@@ -77,15 +77,14 @@ def _backward(
     pruner: Pruner,
 ) -> tuple[Tensor, Tensor]:
     needs = (needs_x, needs_weight)
-    with torch.no_grad():
-        if measured:
-            pruner.measurement = _measured(grad, weight, x, geometry, needs, signs, pruner)
-        gradients, kept = _by_the_faster_way(grad, weight, x, geometry, needs, signs, measured, pruner)
-        _count(pruner, grad, weight, needs, kept)
-        return (
-            _laid_out(gradients[0], channels_last, grad) if needs_x else grad.new_empty(0),
-            _laid_out(gradients[1], _is_channels_last(weight), grad) if needs_weight else grad.new_empty(0),
-        )
+    if measured:
+        pruner.measurement = _measured(grad, weight, x, geometry, needs, signs, pruner)
+    gradients, kept = _by_the_faster_way(grad, weight, x, geometry, needs, signs, measured, pruner)
+    _count(pruner, grad, weight, needs, kept)
+    return (
+        _laid_out(gradients[0], channels_last, grad) if needs_x else grad.new_empty(0),
+        _laid_out(gradients[1], _is_channels_last(weight), grad) if needs_weight else grad.new_empty(0),
+    )
 
 
 def _by_the_faster_way(
@@ -157,10 +156,10 @@ def _sparse(
 def _measured(
     grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs, signs: bool, pruner: Pruner
 ) -> _choice.Measurement | None:
+    # Of every backward pass, so it has to be made quickly.
     key = (
-        *("pruned", tuple(x.shape), tuple(weight.shape), geometry, needs, signs, type(pruner)),
-        *(_ops.is_channels_last(grad), _ops.is_channels_last(x), _ops.is_channels_last(weight)),
-        *(grad.dtype, grad.device, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
+        *("pruned", x.shape, weight.shape, geometry, needs, signs, type(pruner)),
+        *(grad.stride(), x.stride(), weight.stride(), grad.dtype, grad.device, torch.get_num_threads()),
         round(pruner.sparsity_now() / _SPARSITY_STEP),
     )
 
