@@ -152,7 +152,7 @@ def layer_rows(bench: Benchmark, layer: Layer, sparsity: float, threads: int) ->
     ways = {
         OURS: PrunedFeedback(True, False, Pruner(sparsity)),
         EXACT_FEEDBACK: PrunedFeedback(False, False, Pruner(sparsity)),
-        TRAINED: PrunedFeedback(True, True, Pruner(sparsity)),
+        TRAINED: PrunedFeedback(SignFeedback().feedback == "sign", True, Pruner(sparsity)),
     }
     contenders = {EXACT: faster([problem.exact() for problem in problems])}
     contenders |= {name: problems[0].ours(way) for name, way in ways.items()}
@@ -210,7 +210,7 @@ def step_rows(bench: Benchmark, threads: int) -> None:
     model = resnet18(CLASSES, small_images=True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     models = {EXACT: model}
     for name, feedback, fallback in (
-        (TRAINED, "sign", "measured"),
+        (TRAINED, SignFeedback().feedback, "measured"),
         (OURS, "sign", "never"),
         (EXACT_FEEDBACK, "exact", "never"),
     ):

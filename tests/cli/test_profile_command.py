@@ -26,7 +26,8 @@ def frozen():
 def one_bit():
     from flower_edge.training import SignFeedback, prepare_
     return prepare_(
-        nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 8, 3), nn.Flatten()), SignFeedback(fallback="never")
+        nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 8, 3), nn.Flatten()),
+        SignFeedback(feedback="sign", fallback="never"),
     )
 
 def number():

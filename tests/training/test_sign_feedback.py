@@ -45,7 +45,8 @@ def everywhere(name: str, layer: nn.Module) -> bool:
 
 
 def always(sparsity: float = 0.8, **settings: object) -> SignFeedback:
-    return SignFeedback(**{"sparsity": sparsity, "where": everywhere, "fallback": "never", **settings})
+    usual = {"feedback": "sign", "where": everywhere, "fallback": "never"}
+    return SignFeedback(sparsity, **{**usual, **settings})
 
 
 class Clock:
@@ -604,7 +605,8 @@ def test_a_profile_shows_that_signs_need_few_bytes() -> None:
     )
     batch = (BATCH[0][:2], BATCH[1][:2])
     exact = profile(net, batch, cross_entropy, repeats=1)
-    ours = profile(prepare_(net, SignFeedback(fallback="never")), batch, cross_entropy, repeats=1)
+    method = SignFeedback(feedback="sign", fallback="never")
+    ours = profile(prepare_(net, method), batch, cross_entropy, repeats=1)
 
     weight, head = net[1].weight, net[4].weight
     signs: PackedSigns = pack_signs(weight.detach())
@@ -625,7 +627,7 @@ def test_a_profile_shows_that_signs_need_few_bytes() -> None:
         (lambda: SignFeedback(0.4, schedule=Rising(0.5)), ValueError, "schedule starts at 0.5"),
         (lambda: SignFeedback(where=3), TypeError, "where is 3"),
         (lambda: SignFeedback(fallback="always"), ValueError, "fallback is 'always'"),
-        (lambda: SignFeedback(0.0), ValueError, "every layer would stay exact"),
+        (lambda: SignFeedback(0.0, "sign"), ValueError, "every layer would stay exact"),
         (lambda: SignFeedback(0.0, "exact", fallback="never"), ValueError, "nothing would change"),
         (lambda: Rising(-0.1), ValueError, "start is -0.1"),
         (lambda: Rising("0.1"), TypeError, "start is '0.1'"),

@@ -15,7 +15,7 @@ METHODS: dict[str, Sequence[Method]] = {
     "none": (),
     # "measured" would use it only where it is faster, but then two runs may train different models.
     "gradient-filter": (GradientFilter(patch_size=2, where=all_but_stem, fallback="never", basis="walsh"),),
-    "sign-feedback": (SignFeedback(where=all_but_stem, fallback="never"),),
+    "sign-feedback": (SignFeedback(feedback="sign", where=all_but_stem, fallback="never"),),
 }
 
 
