@@ -4,7 +4,8 @@
 
 Layers: from x, grad_y and weight to grad_x and grad_weight, all that a training step needs included: the
 threshold, pruning, packing of signs, both gradients. Torch's exact way has the better of two memory formats;
-"as trained" is what a layer with the method's defaults does, which is torch's own where that is faster.
+"as trained" is what a channels-last layer with the method's defaults does, which is torch's own where that
+is faster, and is held against torch's in that format.
 Steps: forward, loss, backward and SGD with momentum of ResNet-18, 16 images of 32×32, channels last. All
 times are measured, interleaved in one process; multiply-accumulates and bytes are counted, and energy is
 modelled from them by the published table of `flower_edge.energy`.
@@ -29,8 +30,8 @@ from flower_edge.training import SignFeedback, _sign_ops, explain, prepare_, pru
 from flower_edge.training._int8_ops import Geometry
 from flower_edge.training.pruning import PrunedFeedback, Pruner
 
-EXACT, OURS, TRAINED = "torch, exact", "pruned, sign feedback", "as trained"
-EXACT_FEEDBACK = "pruned, exact feedback"
+EXACT, SAME_LAYOUT = "torch, exact", "torch, exact, channels last"
+OURS, EXACT_FEEDBACK, TRAINED = "pruned, sign feedback", "pruned, exact feedback", "as trained"
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 BOUNDS = {0.8: 2.2, 0.9: 4.0, 0.95: 6.0}
 STEP_BOUND = 1.4
@@ -154,7 +155,10 @@ def layer_rows(bench: Benchmark, layer: Layer, sparsity: float, threads: int) ->
         EXACT_FEEDBACK: PrunedFeedback(False, False, Pruner(sparsity)),
         TRAINED: PrunedFeedback(SignFeedback().feedback == "sign", True, Pruner(sparsity)),
     }
-    contenders = {EXACT: faster([problem.exact() for problem in problems])}
+    contenders = {
+        EXACT: faster([problem.exact() for problem in problems]),
+        SAME_LAYOUT: problems[0].exact(),
+    }
     contenders |= {name: problems[0].ours(way) for name, way in ways.items()}
     times = interleaved(contenders)
     dense = problems[0].dense_counts()
@@ -164,7 +168,10 @@ def layer_rows(bench: Benchmark, layer: Layer, sparsity: float, threads: int) ->
         pruned = dense if zeros == 0 else problems[0].pruned_counts(zeros)
         path = "exact" if way is None else str(way.pruner.path)
         add(bench, str(layer), sparsity, threads, f"{name}: {path}", timing, times[EXACT], dense, pruned)
-    return {(layer, sparsity, name): times[EXACT].over(times[name]) for name in ways}
+    return {
+        (layer, sparsity, name): times[SAME_LAYOUT if name == TRAINED else EXACT].over(times[name])
+        for name in ways
+    }
 
 
 def add(
@@ -302,7 +309,7 @@ def worst_layer(bench: Benchmark, ratios: Ratios, threads: int, bound: float) ->
     layer, sparsity, _ = min(trained, key=trained.__getitem__)
     bench.at_least(
         f"any layer at any sparsity as it is trained, {threads} threads, measured: times faster than torch's "
-        f"exact backward pass, worst case ({layer}, {sparsity:.0%})",
+        f"exact backward pass of the same layout, worst case ({layer}, {sparsity:.0%})",
         min(trained.values()),
         bound,
     )
