@@ -89,8 +89,8 @@ BOTH_RISING, BOTH_90 = Method(0.8, "sign", 0.5), Method(0.9, "sign")
 PUBLISHED = Method(0.9, "sign", published=True)
 
 TIERS: tuple[tuple[Method, ...], ...] = (
-    (EXACT, BOTH),
-    (PRUNED, FEEDBACK_ONLY),
+    (EXACT, PRUNED),
+    (BOTH, FEEDBACK_ONLY),
     (PUBLISHED, PRUNED_90),
     (BOTH_RISING, PRUNED_95),
     (BOTH_90,),

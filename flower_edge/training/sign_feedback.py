@@ -1,4 +1,4 @@
-"""Pruned gradients that go back through the signs of the weights."""
+"""Pruned gradients, and errors that go back through the signs of the weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from flower_edge.training.where import Where, all_but_stem, check_where
 
 @dataclass(frozen=True)
 class SignFeedback:
-    r"""Train convolutions with gradients of which most elements are zero, sent back through one-bit weights.
+    r"""Train convolutions with gradients of which most elements are zero, and skipped.
 
     The forward pass is exact, and the input is saved as it is. In the backward pass of a layer
 
     * the gradient :math:`\delta` of the output is pruned, so that the share of zeros is `sparsity`: what is
       at least :math:`\tau` stays, all else becomes :math:`\tau \operatorname{sign}(\delta)` with
       probability :math:`|\delta| / \tau`, and zero otherwise. Its mean is :math:`\delta`;
-    * the gradient of the input is made of the pruned one and of :math:`\alpha_k \operatorname{sign}(W_k)` in
-      place of each filter :math:`W_k`, where :math:`\alpha_k` is the filter's mean absolute weight: one bit a
-      weight, and one number a filter;
+    * the gradient of the input is made of the pruned one and of the weight; with ``feedback="sign"``, of
+      :math:`\alpha_k \operatorname{sign}(W_k)` in place of each filter :math:`W_k`, where :math:`\alpha_k` is
+      the filter's mean absolute weight: one bit a weight, and one number a filter;
     * the gradient of the weight is made of the pruned one and of the true input.
 
     The gradient of the bias is the exact sum. Normalisations, activations and linear layers go back exactly.
@@ -38,8 +38,9 @@ class SignFeedback:
     ----------
     sparsity : float, default 0.8
         Share of zeros, at least 0 and less than 1. 0: only feedback is changed.
-    feedback : {"sign", "exact"}, default "sign"
-        What errors go back through: signs, or the weights themselves.
+    feedback : {"sign", "exact"}, default "exact"
+        What errors go back through: the signs of the weights, as published, or the weights themselves.
+        Pruning is right on average; signs are not, and cost more accuracy.
     schedule : Rising, optional
         Begins with a lower sparsity, which rises to `sparsity`. Steps are a layer's backward passes since it
         was prepared; see :func:`flower_edge.training.resume_schedule_`. Default: it is constant.
@@ -60,7 +61,7 @@ class SignFeedback:
     """
 
     sparsity: float = 0.8
-    feedback: Literal["sign", "exact"] = "sign"
+    feedback: Literal["sign", "exact"] = "exact"
     schedule: Rising | None = None
     where: Where = all_but_stem
     fallback: Literal["measured", "never"] = "measured"
