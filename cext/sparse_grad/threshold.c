@@ -27,9 +27,13 @@ enum {
 
 typedef struct {
     const float *x;
-    /* Runs of x and those that are counted; the length of a part, in 2^-16 runs. */
-    int64_t runs, taken, part;
+    /* Runs of x and those that are counted; the length of a part, in 2^-16 runs; elements behind the last run. */
+    int64_t runs, taken, part, rest;
     uint32_t counts[PIECES][APART][BINS];
+    /* Elements below this bound, in each piece: how many, and their sum. */
+    float bound;
+    int64_t below[PIECES];
+    double sums[PIECES];
 } histogram;
 
 static void count_run(uint32_t counts[APART][BINS], const float *x, int64_t count) {
@@ -60,6 +64,28 @@ static void count_pieces(int64_t first, int64_t last, void *context) {
     }
 }
 
+static void sum_run(float bound, int32_t below[SIDE_BY_SIDE], double sums[SIDE_BY_SIDE], const float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        float magnitude = fabsf(x[i]);
+        below[i] += magnitude < bound;
+        sums[i] += magnitude < bound ? (double)magnitude : 0.0;
+    }
+}
+
+static void sum_pieces(int64_t first, int64_t last, void *context) {
+    histogram *of = context;
+    for (int64_t piece = first; piece < last; piece++) {
+        int32_t below[SIDE_BY_SIDE] = {0};
+        double sums[SIDE_BY_SIDE] = {0.0};
+        for (int64_t i = piece * of->taken / PIECES; i < (piece + 1) * of->taken / PIECES; i++)
+            sum_run(of->bound, below, sums, of->x + run_of(of, i) * SIDE_BY_SIDE, SIDE_BY_SIDE);
+        for (int i = 0; i < SIDE_BY_SIDE; i++) {
+            of->below[piece] += below[i];
+            of->sums[piece] += sums[i];
+        }
+    }
+}
+
 static double edge_of(int64_t bin) {
     const int64_t exponent = bin >> LEADING, leading = bin & ((1 << LEADING) - 1);
     return exponent ? ldexp((double)((1 << LEADING) + leading), (int)exponent - 127 - LEADING)
@@ -76,11 +102,7 @@ static double within(int64_t bin, double below, double sum, double count, double
     return fmin(fmax(found, low), high);
 }
 
-static double threshold_of(const uint32_t *counts, double sparsity) {
-    double total = 0.0;
-    for (int64_t bin = 0; bin < FINITE; bin++)
-        total += counts[bin];
-    const double wanted = sparsity * total;
+static double threshold_of(const uint32_t *counts, double wanted) {
     double below = counts[0], sum = 0.0;
     if (below >= wanted)
         return 0.0;
@@ -93,7 +115,28 @@ static double threshold_of(const uint32_t *counts, double sparsity) {
         below += count;
         sum = more;
     }
-    return sum / (total - wanted);
+    return sum / (below - wanted);
+}
+
+/* A bin does not say where its elements lie; but those below its threshold nearly are those below the true one. */
+static int refine(histogram *of, double wanted, double *threshold) {
+    int32_t rest[SIDE_BY_SIDE] = {0};
+    double rests[SIDE_BY_SIDE] = {0.0}, below = 0.0, sum = 0.0;
+    of->bound = (float)*threshold;
+    int error = fe_parallel_for(PIECES, of->taken < GRAIN ? PIECES : 1, sum_pieces, of);
+    if (of->taken == of->runs)
+        sum_run(of->bound, rest, rests, of->x + of->runs * SIDE_BY_SIDE, of->rest);
+    for (int i = 0; i < PIECES; i++) {
+        below += (double)of->below[i];
+        sum += of->sums[i];
+    }
+    for (int i = 0; i < SIDE_BY_SIDE; i++) {
+        below += rest[i];
+        sum += rests[i];
+    }
+    if (below > wanted)
+        *threshold = sum / (below - wanted);
+    return error;
 }
 
 int fe_pruning_threshold(float *threshold, const float *x, int64_t count, double sparsity) {
@@ -104,14 +147,21 @@ int fe_pruning_threshold(float *threshold, const float *x, int64_t count, double
     of->runs = count / SIDE_BY_SIDE;
     of->taken = smaller(of->runs, RUNS);
     of->part = of->taken ? (of->runs << 16) / of->taken : 0;
+    of->rest = count % SIDE_BY_SIDE;
     int error = fe_parallel_for(PIECES, of->taken < GRAIN ? PIECES : 1, count_pieces, of);
     if (of->taken == of->runs)
-        count_run(of->counts[0], x + of->runs * SIDE_BY_SIDE, count - of->runs * SIDE_BY_SIDE);
+        count_run(of->counts[0], x + of->runs * SIDE_BY_SIDE, of->rest);
     uint32_t counts[BINS] = {0};
-    for (int64_t i = 0; i < PIECES * APART; i++)
-        for (int64_t bin = 0; bin < BINS; bin++)
+    double total = 0.0;
+    for (int64_t bin = 0; bin < BINS; bin++) {
+        for (int i = 0; i < PIECES * APART; i++)
             counts[bin] += of->counts[i / APART][i % APART][bin];
-    *threshold = (float)fmin(threshold_of(counts, sparsity), 0x1.fffffep127);
+        total += bin < FINITE ? counts[bin] : 0;
+    }
+    double found = threshold_of(counts, sparsity * total);
+    if (!error && found > 0.0)
+        error = refine(of, sparsity * total, &found);
+    *threshold = (float)fmin(found, 0x1.fffffep127);
     free(of);
     return error;
 }

@@ -32,7 +32,8 @@ def pruning_threshold(grad: "torch.Tensor", sparsity: float) -> float:
     Parameters
     ----------
     grad : torch.Tensor
-        Shape ``(N, C, H, W)``, float32. NaNs and infinities are not counted.
+        Shape ``(N, C, H, W)``, float32. NaNs and infinities are not counted, and magnitudes below 2**-128 are
+        counted as zeros.
     sparsity : float
         Wanted part of zeros, ``0 <= sparsity < 1``. Elements that are 0 already count.
 
