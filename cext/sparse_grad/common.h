@@ -16,7 +16,8 @@ enum {
     /* Floats of the largest cell. */
     MOST_CELL = 64,
     LINE = 64,
-    /* Taps that are fetched before they are read: a block's channels lie too far apart for the hardware to see what is next. */
+    /* Pixels, or taps, that are fetched before they are read or written: a block's channels lie too far apart for the hardware
+     * to see what is next. */
     AHEAD = 16,
 };
 

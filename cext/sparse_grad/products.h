@@ -300,6 +300,13 @@ TARGET static void NAME(gather)(const product_job *job) {
 TARGET static void NAME(copy)(float *to, int64_t step, const float *from, int64_t from_step, int64_t count, int64_t channels) {
     const int64_t whole = channels / LANES * LANES;
     for (int64_t i = 0; i < count; i++, to += step, from += from_step) {
+        for (int64_t c = 0; c < channels; c += LINE / (int64_t)sizeof(float)) {
+            /* The map is where steps are long. */
+            if (from_step > step)
+                __builtin_prefetch(from + AHEAD * from_step + c);
+            else
+                __builtin_prefetch(to + AHEAD * step + c, 1);
+        }
         for (int64_t c = 0; c < whole; c += LANES)
             NAME(store)(to + c, NAME(load)(from + c, LANES), LANES);
         if (whole < channels)

@@ -23,7 +23,7 @@ fe_isa fe_sparse_grad_isa(fe_isa ceiling);
 
 /* threshold = the one with which pruning is expected to leave this part of x zero: the mean of max(0, 1 - |x| / threshold) is
  * `sparsity`; 0 where so many are zero already. Found from a sample where x has more than 2^17 elements. What is not finite does
- * not count. The same for all versions. */
+ * not count; what is below 2^-128 counts as zero. The same for all versions. */
 int fe_pruning_threshold(float *threshold, const float *x, int64_t count, double sparsity);
 
 /* What is left of a map of `pixels` x `channels`. Chunks of whole pixels have room of their own in `places` and `values`, one

@@ -15,28 +15,31 @@ enum {
     /* From here on, infinity and NaN. */
     FINITE = 255 << LEADING,
     /* Neighbours that are counted together, and how many such runs: of a longer x, one out of each of so many parts. */
-    SIDE_BY_SIDE = 8,
-    RUNS = 16384,
-    PIECES = 4,
+    SIDE_BY_SIDE = 16,
+    RUNS = 8192,
+    PIECES = 2,
+    GRAIN = RUNS / PIECES,
     /* Neighbours are counted apart, since a count that has just been written is slow to read. */
     APART = 4,
     /* Runs lie too far apart for the hardware to see what is next. */
     FETCHED = 16,
-    GRAIN = RUNS / PIECES,
+    /* A bin's count is above these bits, and below is the sum of the mantissas' other bits: at most RUNS * SIDE_BY_SIDE of SHIFT
+     * bits, and of a few more. */
+    SUM_BITS = 40,
 };
 
 typedef struct {
     const float *x;
     /* Runs of x and those that are counted; the length of a part, in 2^-16 runs. */
     int64_t runs, taken, part;
-    uint32_t counts[PIECES][APART][BINS];
+    uint64_t bins[PIECES][APART][BINS];
 } histogram;
 
-static void count_run(uint32_t counts[APART][BINS], const float *x, int64_t count) {
+static void count_run(uint64_t bins[APART][BINS], const float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         uint32_t bits;
         memcpy(&bits, x + i, sizeof bits);
-        counts[i % APART][(bits & 0x7fffffffu) >> SHIFT]++;
+        bins[i % APART][(bits & 0x7fffffffu) >> SHIFT] += (UINT64_C(1) << SUM_BITS) + (bits & ((1u << SHIFT) - 1));
     }
 }
 
@@ -55,63 +58,57 @@ static void count_pieces(int64_t first, int64_t last, void *context) {
         for (int64_t i = begin; i < end; i++) {
             if (i + FETCHED < end)
                 __builtin_prefetch(of->x + run_of(of, i + FETCHED) * SIDE_BY_SIDE);
-            count_run(of->counts[piece], of->x + run_of(of, i) * SIDE_BY_SIDE, SIDE_BY_SIDE);
+            count_run(of->bins[piece], of->x + run_of(of, i) * SIDE_BY_SIDE, SIDE_BY_SIDE);
         }
     }
 }
 
-static double edge_of(int64_t bin) {
+/* Count and sum of a bin's elements. */
+static void read_bin(const histogram *of, int64_t bin, double *count, double *sum) {
+    uint64_t all = 0;
+    for (int i = 0; i < PIECES * APART; i++)
+        all += of->bins[i / APART][i % APART][bin];
     const int64_t exponent = bin >> LEADING, leading = bin & ((1 << LEADING) - 1);
-    return exponent ? ldexp((double)((1 << LEADING) + leading), (int)exponent - 127 - LEADING)
-                    : ldexp((double)leading, -126 - LEADING);
+    const uint64_t rest = all & ((UINT64_C(1) << SUM_BITS) - 1);
+    *count = (double)(all >> SUM_BITS);
+    *sum = ldexp(*count * (double)((((exponent ? 1 << LEADING : 0) + leading) << SHIFT)) + (double)rest,
+                 (int)(exponent ? exponent : 1) - 150);
 }
 
-/* With `below` elements below the bin and their sum, where in the bin below - sum / threshold is `wanted`; elements of the bin
- * lie evenly. */
-static double within(int64_t bin, double below, double sum, double count, double wanted) {
-    const double low = edge_of(bin), high = edge_of(bin + 1), density = count / (high - low);
-    const double b = below - wanted - density * low, c = density * low * low / 2 - sum;
-    const double root = sqrt(fmax(b * b - 2 * density * c, 0.0));
-    const double found = b > 0 ? -2 * c / (b + root) : (root - b) / density;
-    return fmin(fmax(found, low), high);
-}
-
-static double threshold_of(const uint32_t *counts, double sparsity) {
-    double total = 0.0;
-    for (int64_t bin = 0; bin < FINITE; bin++)
+/* With each bin's elements at their mean: where, of those below the threshold, count - sum / threshold is what is wanted. */
+static double threshold_of(const histogram *of, double sparsity) {
+    double counts[FINITE], sums[FINITE], total = 0.0;
+    for (int64_t bin = 0; bin < FINITE; bin++) {
+        read_bin(of, bin, &counts[bin], &sums[bin]);
         total += counts[bin];
+    }
     const double wanted = sparsity * total;
     double below = counts[0], sum = 0.0;
     if (below >= wanted)
         return 0.0;
     for (int64_t bin = 1; bin < FINITE; bin++) {
-        if (!counts[bin])
-            continue;
-        const double count = counts[bin], high = edge_of(bin + 1), more = sum + count * (edge_of(bin) + high) / 2;
-        if (below + count - more / high >= wanted)
-            return within(bin, below, sum, count, wanted);
-        below += count;
-        sum = more;
+        /* (below - wanted) mean >= sum */
+        if (counts[bin] > 0.0 && (below - wanted) * sums[bin] >= sum * counts[bin])
+            break;
+        below += counts[bin];
+        sum += sums[bin];
     }
-    return sum / (total - wanted);
+    return sum / (below - wanted);
 }
 
 int fe_pruning_threshold(float *threshold, const float *x, int64_t count, double sparsity) {
-    histogram *of = calloc(1, sizeof *of);
+    histogram *of = malloc(sizeof *of);
     if (!of)
         return -1;
+    memset(of, 0, sizeof *of);
     of->x = x;
     of->runs = count / SIDE_BY_SIDE;
     of->taken = smaller(of->runs, RUNS);
     of->part = of->taken ? (of->runs << 16) / of->taken : 0;
     int error = fe_parallel_for(PIECES, of->taken < GRAIN ? PIECES : 1, count_pieces, of);
     if (of->taken == of->runs)
-        count_run(of->counts[0], x + of->runs * SIDE_BY_SIDE, count - of->runs * SIDE_BY_SIDE);
-    uint32_t counts[BINS] = {0};
-    for (int64_t i = 0; i < PIECES * APART; i++)
-        for (int64_t bin = 0; bin < BINS; bin++)
-            counts[bin] += of->counts[i / APART][i % APART][bin];
-    *threshold = (float)fmin(threshold_of(counts, sparsity), 0x1.fffffep127);
+        count_run(of->bins[0], x + of->runs * SIDE_BY_SIDE, count % SIDE_BY_SIDE);
+    *threshold = (float)fmin(threshold_of(of, sparsity), 0x1.fffffep127);
     free(of);
     return error;
 }

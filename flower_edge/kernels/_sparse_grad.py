@@ -26,13 +26,14 @@ def pruning_threshold(grad: "torch.Tensor", sparsity: float) -> float:
     r"""Find the threshold with which :func:`prune` is expected to make a given part of a gradient zero.
 
     That is the :math:`\tau` for which the mean of :math:`\max(0, 1 - |g| / \tau)` over all elements is
-    `sparsity`. It is found from the magnitudes' distribution over exponents and leading bits; of a gradient
-    of more than 2**17 elements, from a sample of so many, spread over all of it.
+    `sparsity`. It is found from how many magnitudes have which exponent and leading bits, and their sums; of
+    a gradient of more than 2**17 elements, from a sample of so many, spread over all of it.
 
     Parameters
     ----------
     grad : torch.Tensor
-        Shape ``(N, C, H, W)``, float32. NaNs and infinities are not counted.
+        Shape ``(N, C, H, W)``, float32. NaNs and infinities are not counted, and magnitudes below 2**-128 are
+        counted as zeros.
     sparsity : float
         Wanted part of zeros, ``0 <= sparsity < 1``. Elements that are 0 already count.
 
