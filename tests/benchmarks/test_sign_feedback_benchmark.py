@@ -10,26 +10,27 @@ from benchmarks import sign_feedback as benchmark
 from benchmarks.harness import Benchmark
 from benchmarks.sign_feedback import (
     EXACT_FEEDBACK,
-    LAYERS,
     OURS,
-    POINTWISE,
     SPARSITIES,
     TRAINED,
-    Layer,
-    Problem,
     claim_feedback,
     claim_layers,
+    dense_counts,
     energy_ratio,
     layer_rows,
     model_counts,
+    ours,
+    pruned_counts,
     step_rows,
     total,
 )
+from benchmarks.sparse_grad_layers import RESNET18_SMALL, Layer, Problem
 from flower_edge.energy import Counts
+from flower_edge.kernels import pack_signs
 from flower_edge.training import SignFeedback, prepare_, pruning_report
 from flower_edge.training.pruning import PrunedFeedback, Pruner
 
-SMALL = Layer(8, 16, 6)
+SMALL = Layer(8, 16, 6, batch=2)
 
 
 @pytest.fixture(autouse=True)
@@ -41,36 +42,37 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("layer", [SMALL, Layer(8, 16, 7, stride=2), Layer(16, 8, 5, 1, 2)], ids=str)
+@pytest.mark.parametrize("layer", [SMALL, Layer(8, 16, 7, 3, 2, 2), Layer(16, 8, 5, 1, 2, 2)], ids=str)
 def test_all_ways_form_the_same_gradients_on_average(layer: Layer) -> None:
-    problem = Problem.of(layer, torch.channels_last, batch=2)
-    expected = problem.exact()()
-    way = PrunedFeedback(False, False, Pruner(0.5))
-    step = problem.ours(way)
+    problem = Problem.of(layer, torch.channels_last)
+    expected = problem.dense()()
+    step = ours(problem, PrunedFeedback(False, False, Pruner(0.5)))
     draws = [step() for _ in range(300)]
 
     for place, wanted in enumerate(expected):
         mean = torch.stack([draw[place] for draw in draws]).mean(0)
         assert mean.shape == wanted.shape
         assert float((mean - wanted).norm() / wanted.norm()) < 0.15
-    for received, wanted in zip(
-        Problem.of(layer, torch.contiguous_format, 2).exact()(), expected, strict=True
-    ):
+    contiguous = Problem.of(layer, torch.contiguous_format).dense()()
+    for received, wanted in zip(contiguous, expected, strict=True):
         torch.testing.assert_close(received, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_counts_are_those_of_the_layer() -> None:
-    problem = Problem.of(SMALL, torch.channels_last, batch=2)
+    _, *tensors = Problem.of(SMALL, torch.channels_last)
     cells = 2 * 36
-    dense, pruned = problem.dense_counts(), problem.pruned_counts(0.75)
+    dense, pruned, signs = (
+        dense_counts(*tensors),
+        pruned_counts(*tensors, 0.75, signs=False),
+        pruned_counts(*tensors, 0.75, signs=True),
+    )
 
     assert dense.multiply_adds == 2 * cells * 16 * 8 * 9
     assert pruned.multiply_adds == dense.multiply_adds // 4
     weight = 16 * 8 * 9
     assert dense.memory_bytes == 4 * (cells * 16 + 2 * cells * 8 + 2 * weight)
-    lists = 5 * 8 * cells * 16 // 4
-    signs = dense.memory_bytes + lists - pruned.memory_bytes
-    assert 0 < 4 * weight - signs <= 4 * weight
+    assert pruned.memory_bytes - dense.memory_bytes == 5 * 8 * cells * 16 // 4
+    assert pruned.memory_bytes - signs.memory_bytes == 4 * weight - pack_signs(tensors[2]).nbytes
     assert energy_ratio(Counts(100, 0), Counts(25, 0)) == pytest.approx(4)
     assert energy_ratio(Counts(100, 100), Counts(25, 100)) < 4
     assert total([Counts(1, 2), Counts(3, 4)]) == Counts(4, 6)
@@ -131,9 +133,9 @@ def test_claims_hold_where_ratios_reach_their_bounds(ratio: float, holds: list[b
     bench = Benchmark("sign_feedback", quick=False)
     ratios = {
         (layer, sparsity, name): ratio
-        for layer in (*LAYERS, *POINTWISE)
+        for layer in RESNET18_SMALL
         for sparsity in SPARSITIES
-        for name in (OURS, TRAINED)
+        for name in (EXACT_FEEDBACK, TRAINED)
     }
 
     claim_layers(bench, ratios, threads=1)
@@ -144,11 +146,12 @@ def test_claims_hold_where_ratios_reach_their_bounds(ratio: float, holds: list[b
 
 def test_a_slow_layer_is_named() -> None:
     bench = Benchmark("sign_feedback", quick=False)
-    ratios = {(layer, 0.5, TRAINED): 1.0 for layer in LAYERS} | {(POINTWISE[0], 0.9, TRAINED): 0.9}
+    ratios = {(layer, 0.5, TRAINED): 1.0 for layer in RESNET18_SMALL}
+    ratios[RESNET18_SMALL[7], 0.9, TRAINED] = 0.9
 
     benchmark.worst_layer(bench, ratios, 2, 0.98)
 
-    assert f"({POINTWISE[0]}, 90%)" in bench.claims[0]["text"]
+    assert f"({RESNET18_SMALL[7]}, 90%)" in bench.claims[0]["text"]
     assert not bench.claims[0]["holds"]
 
 
