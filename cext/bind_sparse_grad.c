@@ -41,9 +41,9 @@ static int read_nonzeros(PyObject *const *args, fe_nonzeros *of) {
         return -1;
     of->pixels = sizes[0];
     of->channels = sizes[1];
-    if (of->channels <= FE_MOST_CHANNELS)
+    if (of->channels <= FE_MOST_CHANNELS && of->pixels <= FE_MOST_PRUNED / of->channels)
         return 0;
-    PyErr_Format(PyExc_ValueError, "a pruned map has at most %d channels", FE_MOST_CHANNELS);
+    PyErr_Format(PyExc_ValueError, "a pruned map has at most %d channels and %d elements", FE_MOST_CHANNELS, FE_MOST_PRUNED);
     return -1;
 }
 

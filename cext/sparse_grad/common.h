@@ -19,6 +19,8 @@ enum {
     /* Pixels, or taps, that are fetched before they are read or written: a block's channels lie too far apart for the hardware
      * to see what is next. */
     AHEAD = 16,
+    /* Elements that are fetched so long before they are read, one after the other. */
+    FAR = 512,
 };
 
 /* A random number of 16 bits, in (1, 2): behind a 1, and in front of a bit that puts it half a step up. */

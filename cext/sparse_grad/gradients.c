@@ -26,7 +26,7 @@ static float *take_floats(int64_t count, void **memory) {
     return *memory ? (float *)(((uintptr_t)*memory + LINE - 1) / LINE * LINE) : NULL;
 }
 
-/* One group at a time; where it has a single input, there are no vectors of it. */
+/* Some outputs' lists of a tile, one group of the block after the other. */
 static void multiply(const work *of, int64_t tile, const block *channels, float *cells, int64_t part, int is_first) {
     const fe_conv *conv = of->conv;
     const tiling *over = &of->over;

@@ -167,6 +167,9 @@ static void list_tile(const lists_work *work, int64_t tile, const int32_t *cells
                 total += count;
             }
             starts[outputs] = total;
+            /* They are written in the order of outputs' lists, line after line but never in a row. */
+            for (int64_t i = starts[0]; i < total; i += LINE / (int64_t)sizeof *entries)
+                __builtin_prefetch(entries + i, 1);
         }
     }
 }

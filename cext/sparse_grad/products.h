@@ -92,7 +92,10 @@ TARGET FE_INLINE void NAME(slide)(const sweep_job *job, VEC sum[3][3][VECTORS], 
             for (int v = 0; v < VECTORS; v++)
                 sum[r][(s + phase) % 3][v] = NAME(load)(cells + r * job->row + s * CELL + v * LANES, LANES);
     const int32_t *bounds = job->bounds + pixel * job->bounds_of_pixel;
-    for (int64_t i = bounds[job->first], end = bounds[job->last]; i < end; i++) {
+    int64_t i = bounds[job->first], end = bounds[job->last];
+    __builtin_prefetch(job->values + end + FAR / 4);
+    __builtin_prefetch(job->places + end + FAR / 4);
+    for (; i < end; i++) {
         const VEC value = NAME(set)(job->values[i]);
         const float *w = job->panel + (int64_t)(job->places[i] % FE_MOST_CHANNELS) * (9 * CELL);
 #pragma GCC unroll 3

@@ -7,6 +7,9 @@ TARGET FE_INLINE int64_t NAME(prune_run)(const prune_job *job, const float *x, i
     enum { WORDS = RUN / 2 / LANES };
     const VEC threshold = NAME(set)(job->threshold);
     const INTS up = NAME(count_up)(), key = NAME(all)((int32_t)job->keys[0]), other = NAME(all)((int32_t)job->keys[1]);
+    /* Across the borders of pages, which the hardware heeds. */
+    __builtin_prefetch(x + FAR);
+    __builtin_prefetch(x + FAR + LINE / (int64_t)sizeof(float));
     INTS bits[WORDS];
 #pragma GCC unroll 16
     for (int i = 0; i < WORDS; i++)

@@ -14,6 +14,8 @@ enum {
     /* A place is a pixel of its chunk and, in as many low bits, a channel. */
     FE_CHANNEL_BITS = 16,
     FE_MOST_CHANNELS = 1 << FE_CHANNEL_BITS,
+    /* Elements of a map that is pruned: bounds have 31 bits. */
+    FE_MOST_PRUNED = 1 << 30,
     /* Channels of a pixel are cut into stretches. */
     FE_STRETCH = 32,
 };

@@ -101,7 +101,8 @@ def prune(grad: "torch.Tensor", threshold: float, seed: int) -> PrunedGradient:
         raise ValueError(f"threshold is {threshold}, expected a finite float32 of at least 0")
     extension = _dispatch.extension
     images, channels, height, width = grad.shape
-    if extension is None or not is_served(grad) or not grad.numel() or channels > _MOST_CHANNELS:
+    fits = channels <= _MOST_CHANNELS and 0 < grad.numel() <= _MOST_PRUNED
+    if extension is None or not is_served(grad) or not fits:
         return prune_reference(grad, threshold, seed)
     _threads.connect(extension)
     grad = grad.contiguous(memory_format=torch.channels_last)
@@ -119,8 +120,8 @@ def prune(grad: "torch.Tensor", threshold: float, seed: int) -> PrunedGradient:
 
 # The largest float32.
 _LARGEST = 3.4028234663852886e38
-# Channels that a place in a remainder can name.
-_MOST_CHANNELS = 1 << 16
+# Channels that a place in a remainder can name, and elements that its bounds can count.
+_MOST_CHANNELS, _MOST_PRUNED = 1 << 16, 1 << 30
 
 
 def pack_signs(weight: "torch.Tensor") -> PackedSigns:

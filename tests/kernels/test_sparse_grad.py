@@ -275,6 +275,16 @@ def test_an_empty_gradient_stays_empty(twins: Callable[[], None]) -> None:
         twins()
 
 
+def test_more_channels_than_a_place_can_name_go_to_the_twin() -> None:
+    problem = Problem.of(Conv((1, 2, 2, 2), (70_000, 2, 1, 1), ((1, 1), (0, 0), (1, 1), 1)), 6)
+    pruned = kernels.prune(problem.grad, kernels.pruning_threshold(problem.grad, 0.5), 1)
+    grad_x, grad_weight = problem.exact(pruned.dense(), problem.weight)
+    received = all_gradients(problem, pruned)
+    assert_close(received[0], grad_x)
+    assert_close(received[2], grad_weight)
+    assert abs(pruned.zero_fraction - 0.5) < 0.01
+
+
 def test_without_the_extension_the_twins_run(twins: Callable[[], None]) -> None:
     twins()
     assert kernels.explain().versions["sparse_grad"] == "torch"
