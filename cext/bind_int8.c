@@ -6,27 +6,11 @@
 #include <math.h>
 #include <stdint.h>
 
-/* images, inputs, outputs, height, width, then kernel, stride, padding and dilation along both axes, and groups. */
-enum { CONV_NUMBERS = 14 };
+enum { CONV_NUMBERS = FE_CONV_NUMBERS };
 
 static int read_conv(PyObject *const *args, fe_conv *conv) {
-    int64_t numbers[CONV_NUMBERS];
-    for (int i = 0; i < CONV_NUMBERS; i++)
-        numbers[i] = PyLong_AsLongLong(args[i]);
-    if (PyErr_Occurred())
+    if (fe_read_conv(args, conv) < 0)
         return -1;
-    *conv = (fe_conv){
-        .images = numbers[0],
-        .inputs = numbers[1],
-        .outputs = numbers[2],
-        .height = numbers[3],
-        .width = numbers[4],
-        .kernel = {numbers[5], numbers[6]},
-        .stride = {numbers[7], numbers[8]},
-        .padding = {numbers[9], numbers[10]},
-        .dilation = {numbers[11], numbers[12]},
-        .groups = numbers[13],
-    };
     if (fe_conv_is_valid(conv))
         return 0;
     PyErr_SetString(PyExc_ValueError, "sizes do not fit together, or a sum or an address would overflow");

@@ -5,6 +5,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
+#include "conv.h"
 #include "cpu.h"
 
 /* Reads the name of an instruction set; -1 with an exception if this CPU lacks it. */
@@ -19,7 +20,14 @@ PyObject *fe_as_none(int error);
 /* Writes an address to the pointer at `address`; it may be NULL, that is 0, only where `optional`. -1 with an exception. */
 int fe_read_address(PyObject *object, const char *name, int optional, void *address);
 
+/* images, inputs, outputs, height, width, then kernel, stride, padding and dilation along both axes, and groups. */
+enum { FE_CONV_NUMBERS = 14 };
+
+/* Reads the numbers of a convolution, whatever they are; -1 with an exception. */
+int fe_read_conv(PyObject *const *args, fe_conv *conv);
+
 /* The functions of the families that have a file of their own, up to a sentinel. */
-extern PyMethodDef fe_gradient_filter_methods[], fe_int8_methods[], fe_range_evonorm_methods[], fe_spectrum_methods[];
+extern PyMethodDef fe_gradient_filter_methods[], fe_int8_methods[], fe_range_evonorm_methods[], fe_sparse_grad_methods[],
+    fe_spectrum_methods[];
 
 #endif

@@ -11,6 +11,7 @@
 #include "parallel.h"
 #include "range_evonorm/range_evonorm.h"
 #include "sign_bits/sign_bits.h"
+#include "sparse_grad/sparse_grad.h"
 #include "spectrum/spectrum.h"
 
 #include <string.h>
@@ -26,6 +27,7 @@ static const struct {
     {"spectrum", fe_spectrum_isa},
     {"range_evonorm", fe_range_evonorm_isa},
     {"int8", fe_int8_isa},
+    {"sparse_grad", fe_sparse_grad_isa},
 };
 
 int fe_as_isa(PyObject *object, fe_isa *isa) {
@@ -55,6 +57,27 @@ int fe_read_address(PyObject *object, const char *name, int optional, void *addr
         return -1;
     }
     memcpy(address, &value, sizeof value);
+    return 0;
+}
+
+int fe_read_conv(PyObject *const *args, fe_conv *conv) {
+    int64_t numbers[FE_CONV_NUMBERS];
+    for (int i = 0; i < FE_CONV_NUMBERS; i++)
+        numbers[i] = PyLong_AsLongLong(args[i]);
+    if (PyErr_Occurred())
+        return -1;
+    *conv = (fe_conv){
+        .images = numbers[0],
+        .inputs = numbers[1],
+        .outputs = numbers[2],
+        .height = numbers[3],
+        .width = numbers[4],
+        .kernel = {numbers[5], numbers[6]},
+        .stride = {numbers[7], numbers[8]},
+        .padding = {numbers[9], numbers[10]},
+        .dilation = {numbers[11], numbers[12]},
+        .groups = numbers[13],
+    };
     return 0;
 }
 
@@ -255,7 +278,7 @@ static PyMethodDef methods[] = {
 
 static int add_families(PyObject *module) {
     PyMethodDef *const methods_of[] = {fe_gradient_filter_methods, fe_int8_methods, fe_range_evonorm_methods,
-                                       fe_spectrum_methods};
+                                       fe_sparse_grad_methods, fe_spectrum_methods};
     for (size_t i = 0; i < sizeof methods_of / sizeof *methods_of; i++)
         if (PyModule_AddFunctions(module, methods_of[i]) < 0)
             return -1;

@@ -19,7 +19,7 @@ from flower_edge.clients.gossip import gossip_mod
 from flower_edge.clients.local_training import Batches, BatchFunction
 from flower_edge.clients.profiles import Profiles
 from flower_edge.energy import Meter
-from flower_edge.training import Method, ModelMethod, prepare_
+from flower_edge.training import Method, ModelMethod, prepare_, resume_schedule_
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
 Methods: TypeAlias = Sequence[Method | ModelMethod] | Callable[[Context], Sequence[Method | ModelMethod]]
@@ -104,6 +104,12 @@ def edge_client_app(
         the nodes; for the slowest node, too, give the strategy
         ``train_metrics_aggr_fn=flower_edge.strategies.metrics.mean_min_max``.
 
+        A node that trains by `flower_edge.training.SignFeedback` adds ``gradient_sparsity``, ``skipped_macs``
+        and ``skipped_share`` (*counted*: zeros among the pruned gradients, and what was not multiplied for
+        their sake), and ``gradient_angle`` (*measured*: degrees between the gradient of the round's first
+        batch and the exact one; measuring takes two steps a round). Its schedule counts the steps of all
+        rounds before, if batches have a length; else it begins anew in every round.
+
         Where the strategy takes partial updates, the reply has only the arrays whose bytes differ from
         those received, and ``upload_share`` (*counted*: their bytes by those of all). An elastic node
         that chose adds what it chose, as means over the steps: ``elastic-share`` (of the backward time of
@@ -177,7 +183,10 @@ def edge_client_app(
             prepare_(net, *chosen)
         steps = optimizer(net.parameters(), messages.learning_rate(message, context))
         epochs = int(context.run_config.get("local-epochs", 1))
-        task = Task.of(message, local_training.step_count(batches, epochs))
+        step_count = local_training.step_count(batches, epochs)
+        # A schedule of `SignFeedback` goes on as if this node had trained in every round before.
+        resume_schedule_(net, max(messages.server_round(message) - 1, 0) * (step_count or 0))
+        task = Task.of(message, step_count)
         content = RecordDict()
         measurement = None if meter is None else meter.measure()
         with measurement or nullcontext():

@@ -11,7 +11,7 @@ import torch
 from flwr.app import MetricRecord
 from torch import Tensor, nn
 
-from flower_edge.training import saved_bytes
+from flower_edge.training import gradient_angle, pruning_report, saved_bytes
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 BatchFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -60,6 +60,15 @@ def train(
         ``saved_bytes``
             *Counted*: bytes that are held for the backward pass of the first batch. Takes two forward passes.
 
+        And, if layers train by :class:`flower_edge.training.SignFeedback`:
+
+        ``gradient_sparsity``
+            *Counted*: share of zeros in the gradients that were pruned.
+        ``skipped_macs``, ``skipped_share``
+            *Counted*: multiply-accumulates of these layers' backward passes that were left out; their share.
+        ``gradient_angle``
+            *Measured*: degrees between the gradient of the first batch and the exact one. Takes two steps.
+
     Raises
     ------
     ValueError
@@ -67,6 +76,8 @@ def train(
     """
     net.train()
     total, seen, saved = torch.zeros((), dtype=torch.float64), 0, 0
+    prunes = bool(pruning_report(net).layers)
+    angle = 0.0
     step_times: list[float] = []
     backward_shares: list[float] = []
     for inputs, targets in (batch for _ in range(epochs) for batch in batches):
@@ -76,6 +87,8 @@ def train(
         if not step_times:
             # Before the first step, so that what layers try out on first use is in no step's time.
             saved = saved_bytes(net, (inputs, targets), loss).total
+            if prunes:
+                angle = gradient_angle(net, (inputs, targets), loss).degrees
         begin = _clock(device)
         optimizer.zero_grad()
         value = loss(net(inputs), targets)
@@ -89,7 +102,7 @@ def train(
         seen += len(targets)
     if seen == 0:
         raise ValueError(f"no training examples in {epochs} epochs; check `data` and 'local-epochs'")
-    return MetricRecord(
+    report = MetricRecord(
         {
             "train_loss": float(total) / seen,
             "num-examples": max(1, seen // epochs),
@@ -98,6 +111,13 @@ def train(
             "saved_bytes": saved,
         }
     )
+    if prunes:
+        pruned = pruning_report(net)
+        report["gradient_sparsity"] = pruned.sparsity
+        report["skipped_macs"] = pruned.skipped_macs
+        report["skipped_share"] = pruned.skipped_share
+        report["gradient_angle"] = angle
+    return report
 
 
 def step_count(batches: Batches, epochs: int) -> int | None:

@@ -1,22 +1,6 @@
 /* Floats become bytes and bytes floats, for one instruction set; and the version itself. */
 
-/* A lane's 32 random bits, a function of its counter and of two keys: two rounds of multiplications and shifts. */
-TARGET FE_INLINE INTS NAME(random)(INTS counter, INTS key, INTS other) {
-    INTS bits = LANE(exclusive)(counter, key);
-    bits = LANE(exclusive)(bits, LANE(shift_right)(bits, 16));
-    bits = LANE(times)(bits, LANE(all)(0x21f0aaad));
-    bits = LANE(exclusive)(bits, LANE(shift_right)(bits, 15));
-    bits = LANE(times)(LANE(plus)(bits, other), LANE(all)((int32_t)0xd35a2d97u));
-    return LANE(exclusive)(bits, LANE(shift_right)(bits, 15));
-}
-
-/* How a rounding begins: its seed, mixed, so that seeds that follow each other have little in common. */
-FE_INLINE uint64_t NAME(mixed)(uint64_t seed) {
-    seed += 0x9e3779b97f4a7c15u;
-    seed = (seed ^ (seed >> 30)) * 0xbf58476d1ce4e5b9u;
-    seed = (seed ^ (seed >> 27)) * 0x94d049bb133111ebu;
-    return seed ^ (seed >> 31);
-}
+#include "lanes/random.h"
 
 TARGET FE_INLINE VEC NAME(cut)(VEC steps, float least, float most) {
     return LANE(least)(LANE(greatest)(steps, LANE(set)(least)), LANE(set)(most));
@@ -49,7 +33,7 @@ TARGET FE_INLINE void NAME(round_run)(uint8_t *out, const float *x, uint32_t cou
 
 TARGET FE_INLINE void NAME(quantise_of)(uint8_t *out, const float *x, int64_t count, int64_t first,
                                         const fe_rounding *rounding, const int stochastic) {
-    uint64_t mixed = NAME(mixed)(rounding->seed);
+    uint64_t mixed = fe_mixed(rounding->seed);
     const uint32_t keys[2] = {(uint32_t)mixed, (uint32_t)(mixed >> 32)};
     uint32_t counter = (uint32_t)(first / RUN * (RUN / 2));
     for (; count >= RUN; count -= RUN, x += RUN, out += RUN, counter += RUN / 2)

@@ -3,6 +3,7 @@
 #define FLOWER_EDGE_INT8_COMMON_H
 
 #include "int8.h"
+#include "seed.h"
 
 #include <string.h>
 

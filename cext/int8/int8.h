@@ -3,6 +3,7 @@
 #ifndef FLOWER_EDGE_INT8_H
 #define FLOWER_EDGE_INT8_H
 
+#include "conv.h"
 #include "cpu.h"
 
 #include <stddef.h>
@@ -22,12 +23,6 @@ enum {
     /* What functions return beside 0, -1 for lack of memory, and the thread pool's error. */
     FE_NOT_FINITE = -2,
 };
-
-/* A convolution, rows before columns. `inputs` and `outputs` are channels of the maps, in all groups. */
-typedef struct {
-    int64_t images, inputs, outputs, height, width;
-    int64_t kernel[2], stride[2], padding[2], dilation[2], groups;
-} fe_conv;
 
 /* Whether all sizes make sense, no sum overflows, and no address computed from them does. */
 int fe_conv_is_valid(const fe_conv *conv);

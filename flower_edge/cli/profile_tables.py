@@ -14,7 +14,7 @@ from flower_edge.cli.screen import printable, say
 if TYPE_CHECKING:
     from flower_edge.training.profile import Profile, ProfiledOperation
 
-WIDE = 130
+WIDE = 140
 """Columns for the whole table with the names of a deep model."""
 
 
@@ -33,7 +33,8 @@ def print_profile(console: Console, measured: "Profile") -> None:
         f"optimizer {_ms(measured.optimizer_seconds)} ms. The operations below add up to "
         f"{measured.forward_agreement:.1%} and {measured.backward_agreement:.1%} of the first two. Kept for "
         f"the backward pass: {_size(full.saved_bytes)}; gradients and optimizer state: "
-        f"{_size(full.state_bytes)} (counted).",
+        f"{_size(full.state_bytes)}; weights that errors go back through: "
+        f"{_size(measured.feedback_bytes) or 'none'} (counted).",
     )
     console.print(_table(measured, wide=console.width >= WIDE))
     console.print(_tree(measured))
@@ -44,7 +45,7 @@ def _table(measured: "Profile", *, wide: bool) -> Table:
     table.add_column("operation", overflow="fold")
     headings = ["forward\nms", "grad input\nms", "shared\nms", "grad weight\nms", "backward\nshare"]
     if wide:
-        headings += ["reads", "kept for\ninput", "kept for\nweights", "kept for\nboth", "MMAC"]
+        headings += ["reads", "kept for\ninput", "kept for\nweights", "kept for\nboth", "feedback", "MMAC"]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     total = math.fsum(operation.backward_seconds for operation in measured.operations) or 1.0
@@ -57,7 +58,7 @@ def _table(measured: "Profile", *, wide: bool) -> Table:
             _ms(math.fsum(use.grad_weight_seconds for use in operation.tensors)),
             f"{operation.backward_seconds / total:.1%}",
             " ".join(map(str, operation.inputs)),
-            *map(_size, _kept(measured, operation)),
+            *map(_size, (*_kept(measured, operation), operation.feedback_bytes)),
             f"{operation.macs / 1e6:.1f}" if operation.macs else "",
         ]
         table.add_row(*(Text(printable(cell)) for cell in row[: len(headings) + 1]))
@@ -65,7 +66,8 @@ def _table(measured: "Profile", *, wide: bool) -> Table:
     if wide:
         caption += (
             " reads: the operations that it sends gradients to.\n"
-            "kept: activations for the backward pass; several operations may keep the same one."
+            "kept: activations for the backward pass; several operations may keep the same one. "
+            "feedback: weights that errors go back through."
         )
     else:
         caption += f" A terminal of {WIDE} columns shows bytes and the graph, too."

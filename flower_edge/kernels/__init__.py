@@ -15,6 +15,7 @@ from flower_edge.kernels._patches_reference import (
     patch_means_reference,
     patch_sums_reference,
 )
+from flower_edge.kernels._pruned import PackedSigns, PrunedGradient
 from flower_edge.kernels._quantised_range_evonorm import (
     quantised_range_evonorm,
     quantised_range_evonorm_backward,
@@ -28,6 +29,20 @@ from flower_edge.kernels._sign_bits import (
     relu_bits_,
     relu_bits_reference,
 )
+from flower_edge.kernels._sparse_grad import (
+    pack_signs,
+    prune,
+    pruning_threshold,
+    sparse_grad_input,
+    sparse_grad_weight,
+)
+from flower_edge.kernels._sparse_grad_reference import (
+    pack_signs_reference,
+    prune_reference,
+    pruning_threshold_reference,
+    sparse_grad_input_reference,
+    sparse_grad_weight_reference,
+)
 from flower_edge.kernels._taps import (
     collapse_taps,
     collapse_taps_reference,
@@ -38,6 +53,8 @@ from flower_edge.kernels._taps import (
 __all__ = [
     "Explanation",
     "NormGradients",
+    "PackedSigns",
+    "PrunedGradient",
     "available_isas",
     "collapse_taps",
     "collapse_taps_reference",
@@ -50,12 +67,18 @@ __all__ = [
     "mask_by_bits_reference",
     "mix",
     "mix_reference",
+    "pack_signs",
+    "pack_signs_reference",
     "patch_fill",
     "patch_fill_reference",
     "patch_means",
     "patch_means_reference",
     "patch_sums",
     "patch_sums_reference",
+    "prune",
+    "prune_reference",
+    "pruning_threshold",
+    "pruning_threshold_reference",
     "quantised_range_evonorm",
     "quantised_range_evonorm_backward",
     "range_evonorm",
@@ -63,6 +86,10 @@ __all__ = [
     "relu_bits",
     "relu_bits_",
     "relu_bits_reference",
+    "sparse_grad_input",
+    "sparse_grad_input_reference",
+    "sparse_grad_weight",
+    "sparse_grad_weight_reference",
     "spread_taps",
     "spread_taps_reference",
     "use_isa",

@@ -6,11 +6,11 @@ import numpy as np
 
 from flower_edge.kernels._int8_shape import ConvShape
 from flower_edge.kernels._quantised import ERROR_ZERO, QuantisedTensor
+from flower_edge.kernels._random import random_words
 
 if TYPE_CHECKING:
     import torch
 
-_WORD = (1 << 32) - 1
 # Elements whose random numbers come from 16 counters.
 _RUN = 32
 
@@ -187,29 +187,7 @@ def _chances(count: int, seed: int, device: "torch.device") -> "torch.Tensor":
     """Random numbers in (0, 1), in steps of ``2**-16``, for elements in the order of memory."""
     import torch
 
-    mixed = _mixed(seed)
-    counters = torch.arange(-(-count // _RUN) * (_RUN // 2), device=device) & _WORD
-    bits = counters ^ (mixed & _WORD)
-    bits = bits ^ (bits >> 16)
-    bits = (bits * 0x21F0AAAD) & _WORD
-    bits = bits ^ (bits >> 15)
-    bits = _product(bits + (mixed >> 32), 0xD35A2D97)
-    bits = bits ^ (bits >> 15)
+    bits = random_words(torch.arange(-(-count // _RUN) * (_RUN // 2), device=device), seed)
     halves = torch.stack((bits & 0xFFFF, bits >> 16)).reshape(2, -1, _RUN // 2)
     chances: torch.Tensor = halves.transpose(0, 1).reshape(-1)[:count].float() * 2**-16 + 2**-17
     return chances
-
-
-def _product(bits: "torch.Tensor", factor: int) -> "torch.Tensor":
-    """Multiply words modulo 2**32 without leaving the positive int64."""
-    bits = bits & _WORD
-    low, high = bits & 0xFFFF, bits >> 16
-    return (low * factor + (((high * factor) & 0xFFFF) << 16)) & _WORD
-
-
-def _mixed(seed: int) -> int:
-    word = (1 << 64) - 1
-    seed = (seed + 0x9E3779B97F4A7C15) & word
-    seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & word
-    seed = ((seed ^ (seed >> 27)) * 0x94D049BB133111EB) & word
-    return seed ^ (seed >> 31)

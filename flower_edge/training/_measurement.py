@@ -24,6 +24,7 @@ from flower_edge.training._operations import Draft, Operations, Storages
 from flower_edge.training._passes import Step, Times, least
 from flower_edge.training._recorder import Recorder
 from flower_edge.training._replay import Parts, replay
+from flower_edge.training.pruning import PrunedFeedback
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 
@@ -72,6 +73,9 @@ class ProfiledOperation:
     tensors : tuple of TensorUse
     saved : tuple of int
         What is kept for the gradient of its inputs, as indices into `Profile.saved_sizes`.
+    feedback_bytes : int, default 0
+        Of the weights that errors go back through: the layer's own, or what stands for them where
+        :class:`flower_edge.training.SignFeedback` has one bit each; counted.
     """
 
     name: str
@@ -84,6 +88,7 @@ class ProfiledOperation:
     shared_seconds: float
     tensors: tuple[TensorUse, ...]
     saved: tuple[int, ...]
+    feedback_bytes: int = 0
 
     @property
     def backward_seconds(self) -> float:
@@ -97,6 +102,7 @@ class Measurement:
 
     def __init__(self, step: Step, repeats: int, progress: Progress) -> None:
         self._step = step
+        self._modules = dict(step.model.named_modules())
         self._trainable = frozenset(
             name for name, parameter in step.model.named_parameters() if parameter.requires_grad
         )
@@ -180,7 +186,18 @@ class Measurement:
             shared_seconds=shared,
             tensors=self._uses(draft, parts, whole - grad_input, first_reader),
             saved=self._saved_for_input(draft, parts),
+            feedback_bytes=self._feedback_bytes(draft),
         )
+
+    def _feedback_bytes(self, draft: Draft) -> int:
+        if not draft.inputs or not draft.call.macs or draft.call.module not in self._modules:
+            return 0
+        module = self._modules[draft.call.module]
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor):
+            return 0
+        way = getattr(vars(module).get("rule"), "grad_input", None)
+        return way.feedback_bytes(weight) if isinstance(way, PrunedFeedback) else weight.nbytes
 
     def _backward(self, draft: Draft, parts: Parts | None) -> tuple[float, float]:
         """Return the seconds for the gradient of the inputs, and for everything."""

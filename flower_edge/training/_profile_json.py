@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 FORMAT = "flower_edge.profile"
-VERSION = 1
+VERSION = 2
 
 MAX_CHARACTERS = 16 * 2**20
 MAX_NUMBER = 2**62

@@ -12,6 +12,8 @@ from flower_edge.training._int8_conv import Int8Arithmetic, int8_conv2d
 from flower_edge.training._int8_conv import measured as measured_in_8_bits
 from flower_edge.training._int8_ops import Geometry
 from flower_edge.training._ops import autocast_enabled
+from flower_edge.training._sign_conv import pruned_conv2d
+from flower_edge.training.pruning import PrunedFeedback
 from flower_edge.training.rule import Rule
 
 
@@ -43,8 +45,8 @@ class EdgeConv2d(nn.Conv2d):
         way, fold = self.rule.grad_weight, self.rule.forward
         if isinstance(fold, Int8Arithmetic):
             return self._in_8_bits(input, fold)
-        filters = isinstance(way, PatchFilter) and self.training
-        if not filters and not isinstance(fold, Fold):
+        approximates = isinstance(way, PatchFilter | PrunedFeedback) and self.training
+        if not approximates and not isinstance(fold, Fold):
             return super().forward(input)
         scale, bias = fold.scale_and_shift(self.bias) if isinstance(fold, Fold) else (None, self.bias)
         if not self._trains(input, scale):
@@ -82,7 +84,10 @@ class EdgeConv2d(nn.Conv2d):
             conv = ConvFilter(self.stride, padding, self.dilation, self.groups, *filtering)
             if self._filters(x, weight, conv, way):
                 return filtered_conv2d(x, weight, bias, conv, scale)
-        geometry = (self.stride, padding, self.dilation, self.groups)
+        geometry = Geometry(self.stride, padding, self.dilation, self.groups)
+        if isinstance(way, PrunedFeedback) and self.training:
+            _refuse_transforms("sign feedback")
+            return pruned_conv2d(x, scaled(weight, scale), bias, geometry, way)
         if scale is None or bias is None:
             return torch.conv2d(x, weight, bias, *geometry)
         return scaled_conv2d(x, weight, scale, bias, *geometry)

@@ -8,6 +8,7 @@ from flower_edge.training._choice import Measurement
 from flower_edge.training._filtered_conv import PatchFilter
 from flower_edge.training._int8_conv import Int8Arithmetic
 from flower_edge.training.layers import EdgeConv2d, EdgeLinear
+from flower_edge.training.pruning import PrunedFeedback
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class LayerPath:
     name : str
         Name of the layer in its model.
     path : str
-        "filtered", "int8" or "exact".
+        "filtered", "int8", "sparse" (pruned, with zeros skipped), "dense" (feedback through signs, nothing
+        pruned) or "exact".
     why : str
         Why this path.
     exact_seconds, method_seconds : float or None
@@ -87,9 +89,13 @@ def explain(model: nn.Module) -> Paths:
 
 def _path(name: str, layer: EdgeConv2d | EdgeLinear) -> LayerPath:
     way, known = layer.rule.grad_weight, layer.measurement
+    if isinstance(way, PrunedFeedback):
+        known = way.pruner.measurement
     seconds = (None, None) if known is None else (known.exact_seconds, known.method_seconds)
     if isinstance(way, Int8Arithmetic):
         path, why = _in_8_bits(layer, way, known)
+    elif isinstance(way, PrunedFeedback):
+        path, why = _pruned(layer, way, known)
     elif isinstance(layer, EdgeConv2d):
         path, why = _decision(layer, way, known)
     else:
@@ -113,6 +119,26 @@ def _decision(layer: EdgeConv2d, way: object, known: Measurement | None) -> tupl
     if known.exact_is_faster:
         return "exact", f"measured to be {1 / gain:.1f}x as fast as filtering{frozen}"
     return "filtered", f"{way}, measured to be {gain:.1f}x as fast as exact{frozen}"
+
+
+def _pruned(
+    layer: EdgeConv2d | EdgeLinear, way: PrunedFeedback, known: Measurement | None
+) -> tuple[str, str]:
+    if not layer.training:
+        return "exact", "in eval mode"
+    frozen = "" if layer.weight.requires_grad else "; its weight is frozen"
+    path = way.pruner.path
+    if path is None:
+        kind = "dense" if way.pruner.sparsity_now() == 0 else "sparse"
+        asked = "not measured before its first backward pass" if way.measured else 'fallback="never"'
+        return kind, f"{way}, {asked}{frozen}"
+    zeros = f", {way.pruner.tally.share:.1%} zeros so far" if way.pruner.tally.elements else ""
+    if not way.measured or known is None:
+        return path, f'{way}, fallback="never"{zeros}{frozen}'
+    gain = known.exact_seconds / known.method_seconds
+    if path == "exact":
+        return path, f"measured to be {1 / gain:.2f}x as fast as pruning{zeros}{frozen}"
+    return path, f"{way}, measured to be {gain:.2f}x as fast as exact{zeros}{frozen}"
 
 
 def _in_8_bits(

@@ -109,6 +109,14 @@ class Profile:
         )
 
     @property
+    def feedback_bytes(self) -> int:
+        """Bytes of the weights that errors go back through; counted.
+
+        :class:`flower_edge.training.SignFeedback` needs one bit of each, and a number a filter.
+        """
+        return sum(operation.feedback_bytes for operation in self.operations)
+
+    @property
     def traffic_bytes(self) -> int:
         """Bytes that a step moves at least, even if a cache holds all else; counted.
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from command import refused, run
 
+from flower_edge.cli.profile_tables import WIDE
 from flower_edge.training.profile import Profile
 
 MODELS = """
@@ -21,6 +22,13 @@ def language_model():
 
 def frozen():
     return net().requires_grad_(False)
+
+def one_bit():
+    from flower_edge.training import SignFeedback, prepare_
+    return prepare_(
+        nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 8, 3), nn.Flatten()),
+        SignFeedback(feedback="sign", fallback="never"),
+    )
 
 def number():
     return 3
@@ -52,6 +60,22 @@ def test_the_table_and_the_file(tmp_path: Path) -> None:
     assert profile.threads == 1
     assert torch.equal(state, torch.get_rng_state())
     assert torch.get_num_threads() == threads
+
+
+def test_it_shows_how_few_bytes_errors_go_back_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(WIDE))
+    out = tmp_path / "profile.json"
+
+    done = run("profile", "profiled_models:one_bit", "--input", "2,3,8,8", "--repeats", "1", "--out", out)
+
+    assert done.exit_code == 0, done.stderr
+    profile = Profile.from_json(out.read_text())
+    assert 0 < profile.feedback_bytes <= 8 * 64 * 9 * 4 / 30
+    assert f"weights that errors go back through: {profile.feedback_bytes} B" in " ".join(done.stdout.split())
+    (row,) = (line for line in done.stdout.splitlines() if line.lstrip().startswith("1 1."))
+    assert f" {profile.feedback_bytes} B " in row
 
 
 def test_tokens_and_other_losses() -> None:

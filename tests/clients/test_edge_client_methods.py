@@ -17,10 +17,13 @@ from flower_edge.training import (
     GradientFilter,
     LeanActivations,
     Method,
+    Rising,
+    SignFeedback,
     all_but_stem,
     prepare_,
     saved_bytes,
 )
+from flower_edge.training.pruning import Pruner
 
 FILTER = GradientFilter(where=all_but_stem, fallback="never", basis="walsh")
 
@@ -65,8 +68,11 @@ def make_app(batches: list, model: object = net, **arguments: object) -> ClientA
     return edge_client_app(model, lambda _: (batches, batches), cross_entropy, **arguments)
 
 
-def reply_to(app: ClientApp, kind: str, arrays: ArrayRecord, **node_config: object) -> Message:
-    content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1, "lr": 0.05})})
+def reply_to(
+    app: ClientApp, kind: str, arrays: ArrayRecord, server_round: int = 1, **node_config: object
+) -> Message:
+    config = ConfigRecord({"server-round": server_round, "lr": 0.05})
+    content = RecordDict({"arrays": arrays, "config": config})
     context = Context(1, 7, {"partition-id": 1, **node_config}, RecordDict(), {"local-epochs": 2})
     return app(Message(content, dst_node_id=7, message_type=kind), context)
 
@@ -161,6 +167,63 @@ def test_the_reply_has_the_cost_of_a_step(arrays: ArrayRecord, batches: list, me
     assert metrics["saved_bytes"] == saved_bytes(model, batches[0], cross_entropy).total
     assert metrics["step_time"] > 0
     assert 0 < metrics["backward_share"] < 1
+
+
+def test_pruning_is_reported(arrays: ArrayRecord, batches: list) -> None:
+    app = make_app(batches, methods=[SignFeedback(0.7, fallback="never")])
+
+    metrics = reply_to(app, "train", arrays).content["metrics"]
+
+    assert metrics["gradient_sparsity"] == pytest.approx(0.7, abs=0.02)
+    # Six steps with 6 images; the one layer's 8 channels of 9×9 cells meet 8×9 weights, for either gradient.
+    macs = 6 * 6 * 8 * 81 * 72 * 2
+    assert metrics["skipped_macs"] == round(metrics["skipped_share"] * macs)
+    assert metrics["skipped_share"] == pytest.approx(metrics["gradient_sparsity"])
+    assert 0 < metrics["gradient_angle"] < 90
+    again = reply_to(app, "train", arrays)
+    assert again.content["metrics"]["gradient_angle"] == metrics["gradient_angle"]
+
+
+def test_measuring_the_angle_changes_nothing(arrays: ArrayRecord, batches: list) -> None:
+    method = SignFeedback(0.7, fallback="never")
+    trained = []
+    for _ in range(2):
+        model = net()
+        torch.manual_seed(3)
+        model.load_state_dict(arrays.to_torch_state_dict())
+        prepare_(model, method)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        if trained:
+            for inputs, targets in batches * 2:
+                optimizer.zero_grad()
+                cross_entropy(model(inputs), targets).backward()
+                optimizer.step()
+        else:
+            local_training.train(model, batches, cross_entropy, optimizer, 2, torch.device("cpu"))
+        trained.append(model.state_dict())
+    torch.testing.assert_close(*trained, rtol=0, atol=0)
+
+
+def test_a_schedule_goes_on_from_round_to_round(
+    arrays: ArrayRecord, batches: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    seen = Pruner.threshold
+
+    def threshold(pruner: Pruner, grad: torch.Tensor) -> float:
+        asked.append(round(pruner.sparsity_now(), 6))
+        return seen(pruner, grad)
+
+    monkeypatch.setattr(Pruner, "threshold", threshold)
+    app = make_app(batches, methods=[SignFeedback(0.8, schedule=Rising(0.2, 12), fallback="never")])
+
+    for server_round in (1, 2, 3, 9):
+        reply_to(app, "train", arrays, server_round)
+
+    # A round's first step is measured for its angle, too.
+    first = [0.2, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45]
+    second = [0.5, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+    assert asked == pytest.approx([*first, *second, *[0.8] * 14])
 
 
 class Clock:

@@ -129,6 +129,19 @@ def test_the_run_config_chooses_the_method() -> None:
     assert [(layer.name, layer.path) for layer in explain(prepare_(Net(), method)).layers] == [
         ("layers.3", "filtered")
     ]
+    (method,) = chosen("sign-feedback")
+    assert [(layer.name, layer.path) for layer in explain(prepare_(Net(), method)).layers] == [
+        ("layers.3", "sparse")
+    ]
+
+
+def test_pruned_gradients_are_counted() -> None:
+    result = train(rounds=2, method="sign-feedback", strategy="gossip-full", **{"evaluate-every": 2})
+
+    for record in result.train_metrics_clientapp.values():
+        assert record["gradient_sparsity"] == pytest.approx(0.8, abs=0.02)
+        assert record["skipped_share"] > 0.7
+        assert 0 < record["gradient_angle"] < 90
 
 
 def test_elastic_nodes_learn_and_return_what_they_trained() -> None:

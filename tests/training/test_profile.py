@@ -527,7 +527,7 @@ def test_hostile_json_is_refused(document: dict[str, Any]) -> None:
         ("[" * 100_000, "not valid JSON"),
         (json.dumps(document).replace('"threads": ', '"threads": NaN, "x": ', 1), "NaN is no number"),
         (changed(format="other"), "expected format"),
-        (changed(version=2), "expected version"),
+        (changed(version=3), "expected version"),
         (changed(extra=1), "'extra' is missing or unknown"),
         (changed(forward_seconds=-1), "forward_seconds: received -1"),
         (changed(backward_seconds=0), "backward_seconds: received 0"),

@@ -8,13 +8,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset
 
 from flower_edge.clients import Elastic
-from flower_edge.training import GradientFilter, Method, Time, all_but_stem
+from flower_edge.training import GradientFilter, Method, SignFeedback, Time, all_but_stem
 from quickstart.data import load_dataset, partition
 
 METHODS: dict[str, Sequence[Method]] = {
     "none": (),
     # "measured" would use it only where it is faster, but then two runs may train different models.
     "gradient-filter": (GradientFilter(patch_size=2, where=all_but_stem, fallback="never", basis="walsh"),),
+    "sign-feedback": (SignFeedback(feedback="sign", where=all_but_stem, fallback="never"),),
 }
 
 

@@ -1,0 +1,9 @@
+/* Closes what a header of vectors has opened. */
+#undef LANE
+#undef INTS
+#undef VECTORS
+#undef VECTORS_OF_ONE
+#undef BYTES
+#undef BYTES_OF_ONE
+#undef BYTES_OF_PANEL
+#include "lanes/end.h"

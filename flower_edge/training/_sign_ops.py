@@ -1,0 +1,244 @@
+"""The backward pass of a convolution with pruned gradients and one-bit weights, as an operator of torch."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flower_edge.kernels._pruned import PrunedGradient
+from flower_edge.kernels._sparse_grad import pack_signs, sparse_grad_input, sparse_grad_weight
+from flower_edge.training import _choice, _ops
+from flower_edge.training._int8_ops import Geometry
+from flower_edge.training.pruning import PrunedFeedback, Pruner
+
+_ops.library.define(  # type: ignore[no-untyped-call]
+    "conv2d_pruned_backward(Tensor grad, Tensor weight, Tensor x, int[] stride, int[] padding, "
+    "int[] dilation, int groups, bool channels_last, bool needs_x, bool needs_weight, bool signs, "
+    "bool measured, int pruner) -> (Tensor, Tensor)"
+)
+
+Needs = tuple[bool, bool]
+# A schedule that has moved by so much since a layer was measured has it measured again.
+_SPARSITY_STEP = 0.05
+
+
+def backward(
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    geometry: Geometry,
+    way: PrunedFeedback,
+    channels_last: bool,
+    needs: Needs,
+) -> tuple[Tensor, Tensor]:
+    """Form the gradients of input and weight of a convolution, and count what was left out.
+
+    Parameters
+    ----------
+    grad : Tensor
+        Gradient of the output, shape ``(N, C_out, H_y, W_y)``, any strides.
+    weight, x : Tensor
+        Shapes ``(C_out, C_in / groups, kh, kw)`` and ``(N, C_in, H, W)``, dtype of `grad`.
+    geometry : Geometry
+        The convolution.
+    way : PrunedFeedback
+        What is pruned, and which way back errors take.
+    channels_last : bool
+        Memory format of the gradient of the input.
+    needs : tuple of bool
+        Which of the two are wanted; the others are empty tensors.
+
+    Returns
+    -------
+    tuple of Tensor
+        Gradients of input and weight.
+    """
+    settings = (channels_last, *needs, way.signs, way.measured)
+    with _ops.without_autocast(grad.device.type):
+        if _ops.is_eager(grad):
+            return _backward(grad, weight, x, geometry, *settings, way.pruner)
+        found: tuple[Tensor, Tensor] = torch.ops.flower_edge.conv2d_pruned_backward.default(
+            grad, weight, x, *geometry, *settings, way.pruner.number
+        )
+    return found
+
+
+def _backward(
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    geometry: Geometry,
+    channels_last: bool,
+    needs_x: bool,
+    needs_weight: bool,
+    signs: bool,
+    measured: bool,
+    pruner: Pruner,
+) -> tuple[Tensor, Tensor]:
+    needs = (needs_x, needs_weight)
+    if measured:
+        pruner.measurement = _measured(grad, weight, x, geometry, needs, signs, pruner)
+    gradients, kept = _by_the_faster_way(grad, weight, x, geometry, needs, signs, measured, pruner)
+    _count(pruner, grad, weight, needs, kept)
+    return (
+        _laid_out(gradients[0], channels_last, grad) if needs_x else grad.new_empty(0),
+        _laid_out(gradients[1], _is_channels_last(weight), grad) if needs_weight else grad.new_empty(0),
+    )
+
+
+def _by_the_faster_way(
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    geometry: Geometry,
+    needs: Needs,
+    signs: bool,
+    measured: bool,
+    pruner: Pruner,
+) -> tuple[tuple[Tensor, Tensor], PrunedGradient | None]:
+    known = pruner.measurement
+    pruner.path = "exact"
+    if measured and known is not None and known.exact_seconds <= known.method_seconds:
+        return _exact(grad, weight, x, geometry, needs), None
+    if pruner.sparsity_now() == 0:
+        if not signs:
+            return _exact(grad, weight, x, geometry, needs), None
+        pruner.path = "dense"
+        return _dense(grad, weight, x, geometry, needs), None
+    threshold = pruner.threshold(_precise(grad))
+    if not math.isfinite(threshold):
+        # What is infinite or no number must stay so: a GradScaler looks for it.
+        return _exact(grad, weight, x, geometry, needs), None
+    pruner.path = "sparse"
+    return _sparse(grad, weight, x, geometry, needs, signs, pruner, threshold)
+
+
+def _exact(
+    grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs
+) -> tuple[Tensor, Tensor]:
+    rest = (*geometry[:3], False, [0, 0], geometry.groups, [*needs, False])
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)
+    return found[0], found[1]
+
+
+def _dense(
+    grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs
+) -> tuple[Tensor, Tensor]:
+    """Form both gradients with nothing pruned: through the signs, and exactly."""
+    signs = pack_signs(_precise(weight)).unpacked().to(grad.dtype) if needs[0] else weight
+    return (
+        _exact(grad, signs, x, geometry, (needs[0], False))[0],
+        _exact(grad, weight, x, geometry, (False, needs[1]))[1],
+    )
+
+
+def _sparse(
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    geometry: Geometry,
+    needs: Needs,
+    signs: bool,
+    pruner: Pruner,
+    threshold: float,
+) -> tuple[tuple[Tensor, Tensor], PrunedGradient]:
+    pruned = pruner.prune(_precise(grad), threshold)
+    grad_x = grad_weight = grad
+    if needs[0]:
+        back = pack_signs(_precise(weight)) if signs else _precise(weight)
+        grad_x = sparse_grad_input(pruned, back, tuple(x.shape), *geometry)
+    if needs[1]:
+        grad_weight = sparse_grad_weight(pruned, _precise(x), tuple(weight.shape), *geometry)
+    return (grad_x, grad_weight), pruned
+
+
+def _measured(
+    grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs, signs: bool, pruner: Pruner
+) -> _choice.Measurement | None:
+    # Of every backward pass, so it has to be made quickly.
+    key = (
+        *("pruned", x.shape, weight.shape, geometry, needs, signs, type(pruner)),
+        *(grad.stride(), x.stride(), weight.stride(), grad.dtype, grad.device, torch.get_num_threads()),
+        round(pruner.sparsity_now() / _SPARSITY_STEP),
+    )
+
+    def exact() -> object:
+        return _exact(grad, weight, x, geometry, needs)
+
+    def ours() -> object:
+        threshold = pruner.threshold(_precise(grad))
+        if pruner.sparsity_now() == 0 or not math.isfinite(threshold):
+            return _dense(grad, weight, x, geometry, needs)
+        return _sparse(grad, weight, x, geometry, needs, signs, pruner, threshold)
+
+    return _choice.looked_up(key, grad, lambda: _choice.timed(exact, ours, grad.device))
+
+
+def _count(pruner: Pruner, grad: Tensor, weight: Tensor, needs: Needs, pruned: PrunedGradient | None) -> None:
+    tally = pruner.tally
+    tally.passes += 1
+    each = weight[0].numel() * sum(needs)
+    tally.macs += grad.numel() * each
+    if pruned is not None:
+        zeros = grad.numel() - pruned.nonzeros
+        tally.elements += grad.numel()
+        tally.zeros += zeros
+        tally.skipped_macs += zeros * each
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Take as float32, which is all that kernels know."""
+    return x.float()
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def _laid_out(gradient: Tensor, channels_last: bool, like: Tensor) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return gradient.to(like.dtype).contiguous(memory_format=layout)
+
+
+def _operator(
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+    needs_x: bool,
+    needs_weight: bool,
+    signs: bool,
+    measured: bool,
+    pruner: int,
+) -> tuple[Tensor, Tensor]:
+    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+    settings = (channels_last, needs_x, needs_weight, signs, measured)
+    return _backward(grad, weight, x, geometry, *settings, Pruner.numbered(pruner))
+
+
+def _fake(
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+    needs_x: bool,
+    needs_weight: bool,
+    signs: bool,
+    measured: bool,
+    pruner: int,
+) -> tuple[Tensor, Tensor]:
+    saved = x if needs_weight else None
+    return _ops.fake_gradients(grad, weight, saved, x.shape, channels_last, needs_x, None)[:2]
+
+
+_ops.library.impl("conv2d_pruned_backward", _operator, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("flower_edge::conv2d_pruned_backward", _fake, lib=_ops.library)
