@@ -88,10 +88,7 @@ def main(board: Path) -> None:
         assert end == {"late": [], "unsettled": [], "refusals": {}}, end
         first, last = (line["metrics"]["loss"] for line in (rounds[0], rounds[-1]))
         assert last < first, rounds
-        print(
-            f"{where}: {ROUNDS} rounds, loss {first:.4f} → {last:.4f}, "
-            f"{rounds[-1]['bytes_sent']} bytes sent in the last"
-        )
+        print(f"{where}: {ROUNDS} rounds, loss {first:.4f} → {last:.4f}")
         with np.load(folder / f"{len(ends)}.npz") as result:
             ends.append({name: result[name] for name in result.files})
     apart = max(float(np.abs(ends[0][name] - ends[1][name]).max()) for name in ends[0])
