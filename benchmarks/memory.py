@@ -47,15 +47,17 @@ NETWORKS = {
     "MobileNetV2": "from benchmarks.networks import mobilenet_v2\nmodel = mobilenet_v2(10, width=0.5)",
 }
 
+MEANS = "GradientFilter(2, where=all_but_stem, fallback='never', basis='walsh')"
+
 METHODS = {
     "exact": "",
-    "frozen norm": "FrozenNorm()",
-    "filter, Fourier": "GradientFilter(where=all_but_stem, fallback='never')",
-    "filter, 2×2 means": "GradientFilter(2, where=all_but_stem, fallback='never', basis='walsh')",
-    "filter, 2×2 means + lean + frozen norm": (
-        "GradientFilter(2, where=all_but_stem, fallback='never', basis='walsh'), "
-        "LeanActivations(), FrozenNorm()"
-    ),
+    "frozen norm": "prepare_(model, FrozenNorm())",
+    "filter, Fourier": "prepare_(model, GradientFilter(where=all_but_stem, fallback='never'))",
+    "filter, 2×2 means": f"prepare_(model, {MEANS})",
+    "filter, 2×2 means + lean + frozen norm": f"prepare_(model, {MEANS}, LeanActivations(), FrozenNorm())",
+    "8 bits": "prepare_(model, Int8Training(fallback='never'))",
+    "Range-EvoNorm": "replace_batchnorm_(model)",
+    "8 bits + Range-EvoNorm": "prepare_(replace_batchnorm_(model), Int8Training(fallback='never'))",
     "elastic, half of the backward time": "ELASTIC",
 }
 
@@ -68,9 +70,7 @@ from flower_edge.training import *
 from flower_edge.training import ElasticTrainer, Time
 from torch.nn.functional import cross_entropy
 model = model.to(memory_format=torch.channels_last).train()
-methods = ({methods})
-if methods:
-    prepare_(model, *methods)
+{prepare}
 optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
 batch = torch.randn(16, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.randint(10, (16,))
 trainer = ElasticTrainer(model, optimizer, cross_entropy, Time(0.5)) if {elastic} else None
@@ -124,8 +124,8 @@ def peak_bytes(script: str) -> int:
 def training(network: str, method: str) -> str:
     """Return a script that trains a network with a method."""
     elastic = METHODS[method] == "ELASTIC"
-    methods = "" if elastic or not METHODS[method] else f"{METHODS[method]},"
-    return TRAIN.format(network=NETWORKS[network], methods=methods, elastic=elastic)
+    prepare = "" if elastic else METHODS[method]
+    return TRAIN.format(network=NETWORKS[network], prepare=prepare, elastic=elastic)
 
 
 def import_seconds(module: str, repeats: int) -> float:

@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+BOARD = Path(os.environ.get("FLOWER_EDGE_BOARD", "/var/tmp/flower_edge-board"))
+"""The arm64 root of `make board`."""
+
 TOOLS = ("aarch64-linux-gnu-gcc", "make", "gcc", "objdump", "patchelf")
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -83,6 +86,30 @@ def test_installing_the_wheel_changes_no_other_package(wheels: dict[str, Path], 
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("core", ["cortex-a53", "cortex-a72", "max"])
+def test_the_wheel_of_boards_runs_its_kernels(wheels: dict[str, Path], core: str, tmp_path: Path) -> None:
+    """With the Python and the numpy of an emulated board, which needs no root to read them."""
+    python, emulator = BOARD / "usr/bin/python3.11", shutil.which("qemu-aarch64-static")
+    numpy = BOARD / "opt/flower/lib/python3.11/site-packages"
+    if emulator is None or not python.exists() or not (numpy / "numpy").exists():
+        pytest.skip(f"no qemu-aarch64-static, or no arm64 root in {BOARD}: `make board` makes one, as root")
+    with zipfile.ZipFile(wheels["aarch64"]) as archive:
+        archive.extractall(tmp_path)
+    paths = ("-E", "PYTHONHOME=/usr", "-E", f"PYTHONPATH={tmp_path}:{numpy}")
+
+    done = subprocess.run(
+        [emulator, "-L", BOARD, "-cpu", core, *paths, python, "-S", ROOT / "tests/wheel_runs.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "mix              neon" in done.stdout.splitlines()
+    assert f"int8             {'i8mm' if core == 'max' else 'neon'}" in done.stdout.splitlines()
 
 
 def bare_environment(folder: Path) -> Path:

@@ -17,6 +17,9 @@ TARGET FE_INLINE VEC NAME(zip_high)(VEC a, VEC b) {
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
 }
 
+#define CELL_BY_CELL 1
+#include "means.h"
+
 #include "rows.h"
 
 #include "planes.h"

@@ -22,6 +22,9 @@ TARGET FE_INLINE VEC NAME(zip_high)(VEC a, VEC b) {
     return _mm512_permutex2var_ps(a, from, b);
 }
 
+#define CELL_BY_CELL 1
+#include "means.h"
+
 #include "rows.h"
 
 #include "planes.h"

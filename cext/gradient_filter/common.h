@@ -140,4 +140,29 @@ FE_INLINE void zero_rows(float *image, int64_t row, const fe_grid *grid, int64_t
         zero(image + end * row, (grid->height - end) * row);
 }
 
+/* Columns of a row of windows that no window covers. */
+FE_INLINE void zero_columns(float *x, const view *map, const span *rows, int64_t side) {
+    span columns = covered(map->grid, 1);
+    int64_t end = columns.begin + columns.count;
+    if (columns.begin == 0 && end == map->grid->width)
+        return;
+    for (int64_t i = 0; i < side; i++)
+        for (int64_t h = rows[i].begin; h < rows[i].begin + rows[i].count; h++) {
+            zero(x + h * map->row, columns.begin * map->cell);
+            zero(x + h * map->row + end * map->cell, (map->grid->width - end) * map->cell);
+        }
+}
+
+/* Where the windows of the next patch row begin. They are fetched in the order of memory while this row is read window by
+ * window, an order in which cores' own prefetchers lose their way. What lies behind the map is never touched. */
+FE_INLINE uintptr_t next_row(const float *x, int64_t row, const span *rows, const fe_grid *grid) {
+    return (uintptr_t)x + (uintptr_t)((rows[0].begin + grid->window[0]) * row) * sizeof(float);
+}
+
+/* Fetches lines into the second cache: a row of windows is larger than the first. */
+FE_INLINE void fetch_lines(uintptr_t ahead, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += LINE)
+        __builtin_prefetch((const char *)(ahead + (uintptr_t)at), 0, 2);
+}
+
 #endif

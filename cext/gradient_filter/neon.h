@@ -9,6 +9,9 @@ FE_INLINE VEC NAME(odd)(VEC a, VEC b) { return vuzp2q_f32(a, b); }
 FE_INLINE VEC NAME(zip_low)(VEC a, VEC b) { return vzip1q_f32(a, b); }
 FE_INLINE VEC NAME(zip_high)(VEC a, VEC b) { return vzip2q_f32(a, b); }
 
+#define CELL_BY_CELL 0
+#include "means.h"
+
 #include "rows.h"
 
 #include "planes.h"

@@ -201,7 +201,7 @@ TARGET FE_INLINE void NAME(fill_plane_of)(const patch_job *job, int64_t image, i
         span rows[FE_LARGEST_SIDE];
         blocks_of(rows, grid, 0, p, side);
         zero_rows(plane, grid->width, grid, p);
-        NAME(zero_columns)(plane, &job->map, rows, side);
+        zero_columns(plane, &job->map, rows, side);
         for (int64_t q = 0; q < strip.patches; q += LANES) {
             int64_t n = strip.patches - q < LANES ? strip.patches - q : LANES;
             for (int64_t i = 0; i < side * side; i++)
@@ -239,7 +239,7 @@ TARGET FE_INLINE void NAME(depthwise_plane_of)(const depthwise_job *job, int64_t
         blocks_of(x_rows, x_grid, 0, p, side);
         if (x) {
             zero_rows(x, x_grid->width, x_grid, p);
-            NAME(zero_columns)(x, &job->x, x_rows, side);
+            zero_columns(x, &job->x, x_rows, side);
         }
         for (int64_t q = 0; q < strip.patches; q += LANES) {
             int64_t n = strip.patches - q < LANES ? strip.patches - q : LANES;

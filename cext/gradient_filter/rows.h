@@ -1,5 +1,5 @@
 /* Kernels whose lanes are channels: maps with channels last. Included once for each instruction set, which defines VEC,
- * LANES, NAME, TARGET and the primitives. `side` and `block` of an inlined function are compile-time constants for
+ * LANES, NAME, TARGET and the primitives, after means.h, which has windows of one component. `side` and `block` of an inlined function are compile-time constants for
  * the usual shapes; a block of 0 means that its size differs, since a window lies at the border or is unusual. */
 
 TARGET FE_INLINE void NAME(butterfly)(VEC *a, VEC *b) {
@@ -34,18 +34,6 @@ TARGET FE_INLINE VEC NAME(block_sum)(const float *x, int64_t row, int64_t cell, 
     return sum;
 }
 
-/* Where the windows of the next patch row begin. They are fetched in the order of memory while this row is read window by
- * window, an order in which cores' own prefetchers lose their way. What lies behind the map is never touched. */
-TARGET FE_INLINE uintptr_t NAME(next_row)(const float *x, int64_t row, const span *rows, const fe_grid *grid) {
-    return (uintptr_t)x + (uintptr_t)((rows[0].begin + grid->window[0]) * row) * sizeof(float);
-}
-
-/* Fetches the lines of some vectors, into the second cache: a row of windows is larger than the first. */
-TARGET FE_INLINE void NAME(fetch)(uintptr_t ahead, int64_t vectors) {
-    for (int64_t i = 0; i < vectors; i++)
-        __builtin_prefetch((const char *)(ahead + (uintptr_t)i * sizeof(VEC)), 0, 2);
-}
-
 /* Transforms `n` channels of one window whose first channels are at x: afterwards, component u is at
  * cells[slots[u]]. */
 TARGET FE_INLINE void NAME(analyse)(VEC *cells, const float *x, int64_t row, int64_t cell, const span *rows,
@@ -60,11 +48,6 @@ TARGET FE_INLINE void NAME(analyse)(VEC *cells, const float *x, int64_t row, int
                                         row, cell, block, block, n)
                       : NAME(block_sum)(x + rows[i].begin * row + columns[j].begin * cell, row, cell, rows[i].count,
                                         columns[j].count, n);
-    if (side == 1) {
-        if (means)
-            cells[0] = NAME(multiply)(cells[0], NAME(set)(part));
-        return;
-    }
     if (means && real < count) {
         VEC mean = NAME(set)(0.0f);
         for (int64_t i = 0; i < count; i++)
@@ -81,8 +64,7 @@ TARGET FE_INLINE void NAME(analyse)(VEC *cells, const float *x, int64_t row, int
 
 /* The inverse: makes the values of a window's blocks, `width` floats apart, out of components put at their slots. */
 TARGET FE_INLINE void NAME(synthesise)(float *stage, int64_t width, VEC *cells, int64_t side, int64_t n) {
-    if (side > 1)
-        NAME(transform)(cells, side);
+    NAME(transform)(cells, side);
     for (int64_t i = 0; i < side * side; i++)
         NAME(store)(stage + i * width, cells[i], n);
 }
@@ -112,7 +94,7 @@ TARGET FE_INLINE void NAME(pool_row_of)(const patch_job *job, int64_t image, int
     /* Vectors may alias anything: what is read in the inner loop is held in variables of this function. */
     const fe_grid *grid = job->map.grid;
     const int64_t lanes = job->map.lanes, row = job->map.row, cell = job->map.cell, patches = grid->patches[1];
-    const int64_t components = side == 1 ? 1 : grid->components, component = job->map.component;
+    const int64_t components = grid->components, component = job->map.component;
     const int means = job->means;
     int64_t slots[MOST_CELLS];
     span rows[FE_LARGEST_SIDE], columns[FE_LARGEST_SIDE];
@@ -120,7 +102,7 @@ TARGET FE_INLINE void NAME(pool_row_of)(const patch_job *job, int64_t image, int
     int64_t real_rows = blocks_of(rows, grid, 0, p, side);
     const float *x = job->in + image * job->map.image;
     float *out = job->out + (image * grid->patches[0] + p - job->first) * patches * lanes;
-    uintptr_t ahead = NAME(next_row)(x, row, rows, grid);
+    uintptr_t ahead = next_row(x, row, rows, grid);
     const int64_t vectors = side * side * block * block;
     for (int64_t u = 0; u < components; u++)
         slots[u] = grid->slots[u];
@@ -128,10 +110,10 @@ TARGET FE_INLINE void NAME(pool_row_of)(const patch_job *job, int64_t image, int
         int64_t real = real_rows * blocks_of(columns, grid, 1, q, side), c = 0;
         if (block && real == vectors)
             for (; c + LANES <= lanes; c += LANES, ahead += (uintptr_t)vectors * sizeof(VEC)) {
-                NAME(fetch)(ahead, vectors);
+                fetch_lines(ahead, vectors * (int64_t)sizeof(VEC));
                 NAME(analyse)(cells, x + c, row, cell, rows, columns, real, means, side, block, LANES);
                 for (int64_t u = 0; u < components; u++)
-                    NAME(store)(out + u * component + c, side == 1 ? cells[0] : cells[slots[u]], LANES);
+                    NAME(store)(out + u * component + c, cells[slots[u]], LANES);
             }
         for (; c < lanes; c += LANES) {
             int64_t n = lanes - c < LANES ? lanes - c : LANES;
@@ -145,31 +127,14 @@ TARGET FE_INLINE void NAME(pool_row_of)(const patch_job *job, int64_t image, int
 TARGET static void NAME(pool_row)(const patch_job *job, int64_t image, int64_t p) {
     const fe_grid *grid = job->map.grid;
     int64_t block = grid->window[0] == grid->window[1] ? grid->window[0] / grid->side : 0;
-    if (grid->side == 1 && block == 2)
-        NAME(pool_row_of)(job, image, p, 1, 2);
-    else if (grid->side == 1 && block == 4)
-        NAME(pool_row_of)(job, image, p, 1, 4);
-    else if (grid->side == 1)
-        NAME(pool_row_of)(job, image, p, 1, 0);
+    if (grid->side == 1)
+        NAME(pool_means_row)(job, image, p);
     else if (grid->side == 2 && block == 1)
         NAME(pool_row_of)(job, image, p, 2, 1);
     else if (grid->side == 4 && block == 1)
         NAME(pool_row_of)(job, image, p, 4, 1);
     else
         NAME(pool_row_of)(job, image, p, grid->side, 0);
-}
-
-/* Cells of a row of windows that no window covers. */
-TARGET FE_INLINE void NAME(zero_columns)(float *x, const view *map, const span *rows, int64_t side) {
-    span columns = covered(map->grid, 1);
-    int64_t end = columns.begin + columns.count;
-    if (columns.begin == 0 && end == map->grid->width)
-        return;
-    for (int64_t i = 0; i < side; i++)
-        for (int64_t h = rows[i].begin; h < rows[i].begin + rows[i].count; h++) {
-            zero(x + h * map->row, columns.begin * map->cell);
-            zero(x + h * map->row + end * map->cell, (map->grid->width - end) * map->cell);
-        }
 }
 
 /* Channels of a window that are staged at a time: whole cache lines. */
@@ -185,14 +150,14 @@ TARGET FE_INLINE void NAME(stage_window)(float *stage, int64_t width, const floa
     for (int64_t i = 0; components < side * side && i < side * side; i++)
         cells[i] = NAME(set)(0.0f);
     for (int64_t u = 0; u < components; u++)
-        cells[side == 1 ? 0 : slots[u]] = NAME(multiply)(scale, NAME(load)(in + u * component, n));
+        cells[slots[u]] = NAME(multiply)(scale, NAME(load)(in + u * component, n));
     NAME(synthesise)(stage, width, cells, side, n);
 }
 
 TARGET FE_INLINE void NAME(fill_row_of)(const patch_job *job, int64_t image, int64_t p, int64_t side) {
     const fe_grid *grid = job->map.grid;
     const int64_t lanes = job->map.lanes, row = job->map.row, cell = job->map.cell, patches = grid->patches[1];
-    const int64_t components = side == 1 ? 1 : grid->components, component = job->map.component;
+    const int64_t components = grid->components, component = job->map.component;
     const int64_t most = NAME(stage_width)(lanes, side);
     const int stream = job->stream;
     int64_t slots[MOST_CELLS];
@@ -203,7 +168,7 @@ TARGET FE_INLINE void NAME(fill_row_of)(const patch_job *job, int64_t image, int
     const float *in = job->in + (image * grid->patches[0] + p - job->first) * patches * lanes;
     blocks_of(rows, grid, 0, p, side);
     zero_rows(x, row, grid, p);
-    NAME(zero_columns)(x, &job->map, rows, side);
+    zero_columns(x, &job->map, rows, side);
     for (int64_t u = 0; u < components; u++)
         slots[u] = grid->slots[u];
     for (int64_t q = 0; q < patches; q++, in += lanes) {
@@ -223,7 +188,7 @@ TARGET FE_INLINE void NAME(fill_row_of)(const patch_job *job, int64_t image, int
 
 TARGET static void NAME(fill_row)(const patch_job *job, int64_t image, int64_t p) {
     if (job->map.grid->side == 1)
-        NAME(fill_row_of)(job, image, p, 1);
+        NAME(fill_means_row)(job, image, p);
     else if (job->map.grid->side == 2)
         NAME(fill_row_of)(job, image, p, 2);
     else if (job->map.grid->side == 4)
@@ -236,7 +201,7 @@ TARGET FE_INLINE void NAME(depthwise_row_of)(const depthwise_job *job, int64_t i
                                              int64_t side, int64_t block) {
     const fe_grid *grid = job->grad.grid, *x_grid = job->x.grid;
     const int64_t lanes = job->grad.lanes, row = job->grad.row, cell = job->grad.cell, patches = grid->patches[1];
-    const int64_t components = side == 1 ? 1 : grid->components, component = job->grad.component;
+    const int64_t components = grid->components, component = job->grad.component;
     const int64_t x_row = job->x.row, x_cell = job->x.cell, channels = grid->channels;
     const int64_t most = NAME(stage_width)(lanes, side);
     const int stream = job->stream;
@@ -249,10 +214,10 @@ TARGET FE_INLINE void NAME(depthwise_row_of)(const depthwise_job *job, int64_t i
     float *x = job->grad_x ? job->grad_x + image * job->x.image : NULL;
     int64_t real_rows = blocks_of(rows, grid, 0, p, side);
     blocks_of(x_rows, x_grid, 0, p, side);
-    uintptr_t ahead = NAME(next_row)(grad, row, rows, grid);
+    uintptr_t ahead = next_row(grad, row, rows, grid);
     if (x) {
         zero_rows(x, x_row, x_grid, p);
-        NAME(zero_columns)(x, &job->x, x_rows, side);
+        zero_columns(x, &job->x, x_rows, side);
     }
     for (int64_t u = 0; u < components; u++)
         slots[u] = grid->slots[u];
@@ -266,16 +231,16 @@ TARGET FE_INLINE void NAME(depthwise_row_of)(const depthwise_job *job, int64_t i
                 int64_t c = begin + at, n = width - at < LANES ? width - at : LANES;
                 VEC coefficients[MOST_CELLS];
                 if (full && n == LANES) {
-                    NAME(fetch)(ahead, real);
+                    fetch_lines(ahead, real * (int64_t)sizeof(VEC));
                     NAME(analyse)(cells, grad + c, row, cell, rows, columns, real, 1, side, block, LANES);
                     ahead += (uintptr_t)real * sizeof(VEC);
                 } else {
                     NAME(analyse)(cells, grad + c, row, cell, rows, columns, real, 1, side, 0, n);
                 }
-                for (int64_t i = 0; side > 1 && i < side * side; i++)
+                for (int64_t i = 0; i < side * side; i++)
                     coefficients[i] = NAME(set)(0.0f);
                 for (int64_t u = 0; u < components; u++) {
-                    int64_t slot = side == 1 ? 0 : slots[u];
+                    int64_t slot = slots[u];
                     if (gram) {
                         VEC sums = NAME(load)(x_sums + u * component + c, n);
                         float *sum = gram + u * lanes + c;
@@ -299,12 +264,8 @@ TARGET FE_INLINE void NAME(depthwise_row_of)(const depthwise_job *job, int64_t i
 TARGET static void NAME(depthwise_row)(const depthwise_job *job, int64_t image, int64_t p, float *gram) {
     const fe_grid *grid = job->grad.grid;
     int64_t block = grid->window[0] == grid->window[1] ? grid->window[0] / grid->side : 0;
-    if (grid->side == 1 && block == 2)
-        NAME(depthwise_row_of)(job, image, p, gram, 1, 2);
-    else if (grid->side == 1 && block == 4)
-        NAME(depthwise_row_of)(job, image, p, gram, 1, 4);
-    else if (grid->side == 1)
-        NAME(depthwise_row_of)(job, image, p, gram, 1, 0);
+    if (grid->side == 1)
+        NAME(depthwise_means_row)(job, image, p, gram);
     else if (grid->side == 2 && block == 1)
         NAME(depthwise_row_of)(job, image, p, gram, 2, 1);
     else

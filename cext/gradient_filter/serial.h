@@ -5,6 +5,9 @@ FE_INLINE void NAME(stream)(float *to, VEC value) { *to = value; }
 FE_INLINE void NAME(fence)(void) {}
 FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return a * b; }
 
+#define CELL_BY_CELL 0
+#include "means.h"
+
 #include "rows.h"
 
 static const filter_version NAME(version) = {NAME(pool_row), NAME(fill_row), NAME(depthwise_row), NULL, NULL, NULL, NULL, NULL};

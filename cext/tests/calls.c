@@ -2,7 +2,9 @@
  * FLOWER_EDGE_ISA as everywhere. Says which version ran. Exits 2 on wrong arguments. */
 #include "check.h"
 #include "gradient_filter/gradient_filter.h"
+#include "int8/int8.h"
 #include "mix/mix.h"
+#include "range_evonorm/range_evonorm.h"
 #include "sign_bits/sign_bits.h"
 #include "spectrum/spectrum.h"
 
@@ -18,6 +20,11 @@ enum {
     WINDOW = 8,
     PERIODS = 2,
     FREQUENCIES = 12,
+    GROUPS = 8,
+    /* Channels and side of a convolution of bytes. */
+    INPUTS = 16,
+    OUTPUTS = 32,
+    PIXELS = 8 * 8,
     SPECTRA = (1 + 3 * FREQUENCIES) * (SIDE / WINDOW) * (SIDE / WINDOW) * CHANNELS,
 };
 
@@ -75,6 +82,61 @@ static void spectrum(fe_isa isa) {
     fe_synthesise(isa, out, spectra, &tiling);
 }
 
+/* What a layer does in a training step: the input and the gradient of the output become bytes, three products. */
+static void int8(fe_isa isa) {
+    static uint8_t x[PIXELS * INPUTS], error[PIXELS * OUTPUTS];
+    static float grad_weight[OUTPUTS * 9 * INPUTS];
+    const fe_conv conv = {
+        .images = 1,
+        .inputs = INPUTS,
+        .outputs = OUTPUTS,
+        .height = 8,
+        .width = 8,
+        .kernel = {3, 3},
+        .stride = {1, 1},
+        .padding = {1, 1},
+        .dilation = {1, 1},
+        .groups = 1,
+    };
+    const fe_rounding nearest = {.inverse = 15.0f, .zero = 128, .most = 255};
+    const fe_rounding by_chance = {.inverse = 15.0f, .zero = FE_ERROR_ZERO, .least = 1, .most = 255, .stochastic = 1, .seed = 1};
+    fe_quantise(isa, x, rows[0], PIXELS * INPUTS, &nearest);
+    fe_quantise(isa, error, rows[1], PIXELS * OUTPUTS, &by_chance);
+    for (int transposed = 0; transposed < 2; transposed++) {
+        fe_packed_sizes sizes = fe_int8_packed(isa, &conv, transposed);
+        fe_packed packed = {malloc((size_t)sizes.bytes), malloc((size_t)sizes.sums * sizeof(int32_t)),
+                            malloc((size_t)sizes.scales * sizeof(float))};
+        fe_conv_out to = {.floats = out};
+        if (!packed.bytes || !packed.sums || !packed.scales || fe_int8_pack(isa, &packed, rows[2], &conv, transposed) ||
+            fe_int8_conv(isa, &to, transposed ? error : x, 128, 0.1f, &packed, NULL, &conv, transposed))
+            exit(1);
+        free(packed.bytes);
+        free(packed.sums);
+        free(packed.scales);
+    }
+    if (fe_int8_grad_weight(isa, grad_weight, x, 128, 0.1f, error, NULL, &conv, 1))
+        exit(1);
+}
+
+static void range_evonorm(fe_isa isa) {
+    static float extremes[FE_CHUNKS * GROUPS * 2], grads[3][CHANNELS];
+    const fe_range_evonorm norm = {
+        .samples = 1,
+        .pixels = SIDE * SIDE,
+        .channels = CHANNELS,
+        .groups = GROUPS,
+        .factor = 0.25f,
+        .eps = 1e-5f,
+        .weight = rows[3],
+        .bias = rows[3] + CHANNELS,
+        .v = rows[3] + 2 * CHANNELS,
+    };
+    const fe_norm_map x = {.floats = rows[0]}, y = {.floats = out}, grad = {.floats = rows[1]};
+    if (fe_range_evonorm_forward(isa, &norm, &x, &y, extremes, NULL) ||
+        fe_range_evonorm_backward(isa, &norm, &x, extremes, &grad, out, grads[0], grads[1], grads[2], NULL))
+        exit(1);
+}
+
 static const struct {
     const char *name;
     void (*call)(fe_isa isa);
@@ -84,6 +146,8 @@ static const struct {
     {"sign_bits", sign_bits, fe_sign_bits_isa},
     {"gradient_filter", gradient_filter, fe_gradient_filter_isa},
     {"spectrum", spectrum, fe_spectrum_isa},
+    {"int8", int8, fe_int8_isa},
+    {"range_evonorm", range_evonorm, fe_range_evonorm_isa},
 };
 
 /* Half of the plane of frequencies, since the other half has the same waves. */

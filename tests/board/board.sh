@@ -45,6 +45,8 @@ cp -r "$here/tests" "$here/benchmarks" "$here/pyproject.toml" "$board/repo"
 inside uname -m
 inside QEMU_CPU=cortex-a53 python /repo/tests/wheel_runs.py
 inside QEMU_CPU=cortex-a76 python /repo/tests/board/steps.py
+# One node in the board, one outside it.
+PYTHONPATH=$here run "${PIP:-python3}" "$here/tests/board/gossip.py" "$board"
 # A Raspberry Pi 4: torch 2.10 has instructions that it lacks, and the doctor has to find that.
 inside QEMU_CPU=cortex-a72 python -m flower_edge.cli doctor && exit 1
 # Plans are made with scipy, which a board does not need.
@@ -57,6 +59,10 @@ inside sh -c "cd /repo && python -m pytest -q -p no:cacheprovider -k 'not all_no
 # board: tests/gossip/test_mixer.py
 # board: tests/gossip/test_codec.py
 # board: tests/gossip/test_delta.py
+# board: tests/peer/test_frames.py
+# board: tests/peer/test_identity.py
+# board: tests/peer/test_named.py
+# board: tests/peer/test_state.py
 # board: tests/training/test_lean_activations.py
 # board: tests/training/test_lean_max_pool.py
 # board: tests/training/test_memory.py
