@@ -7,7 +7,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { MOST = 1 << 18, CANARY = 64 };
+enum { MOST = 1 << 18, WORK = 1 << 21, CANARY = 64 };
 
 typedef struct {
     int64_t images, channels, height, width, patch, stride, offset, components;
@@ -224,7 +224,7 @@ static void check(fe_isa isa, fe_layout layout, const shape *s) {
         fail("depthwise apart", isa, layout, s);
 }
 
-static float scratch[MOST + CANARY], products[MOST], magnitudes[MOST], conv_gram[MOST + CANARY];
+static float scratch[WORK + CANARY], products[MOST], magnitudes[MOST], conv_gram[MOST + CANARY];
 
 /* Whether a convolution's gram of `outputs` outputs is the products of its means and sums. */
 static int conv_gram_is_right(const fe_grid *y, const fe_grid *x) {
@@ -245,18 +245,18 @@ static int conv_gram_is_right(const fe_grid *y, const fe_grid *x) {
     return 1;
 }
 
-/* A convolution from as many channels as the shape says to 5, in slabs of some rows. */
-static void check_conv(fe_isa isa, const shape *s, fe_slabs slabs) {
+/* A convolution from as many channels as the shape says to `k`, in slabs of some rows. */
+static void check_conv(fe_isa isa, const shape *s, int64_t k, fe_slabs slabs) {
     grids of;
     cut(&of, s);
     fe_grid x = of.x, y = of.y;
-    y.channels = 5;
+    y.channels = k;
     int64_t cells = s->images * s->channels * s->height * s->width, grams = s->components * y.channels * s->channels;
     int64_t points = s->images * y.patches[0] * y.patches[1], floats = fe_conv_scratch(&y, &x, slabs);
     fe_patch_pool(isa, sums, map, &x, FE_CHANNELS_LAST, 0);
     fe_patch_pool(isa, means, grad, &y, FE_CHANNELS_LAST, 1);
     for (int64_t u = 0; u < s->components; u++) {
-        const int64_t m = s->channels, k = 5;
+        const int64_t m = s->channels;
         for (int64_t at = 0; at < points * m; at++) {
             double sum = 0.0, magnitude = 0.0;
             for (int64_t o = 0; o < k; o++) {
@@ -333,9 +333,10 @@ int main(void) {
         for (size_t i = 0; fe_isa_available((fe_isa)isa) && i < sizeof shapes / sizeof *shapes; i++) {
             check((fe_isa)isa, FE_CHANNELS_LAST, &shapes[i]);
             check((fe_isa)isa, FE_CONTIGUOUS, &shapes[i]);
-            check_conv((fe_isa)isa, &shapes[i], (fe_slabs){.pieces = 1, .slab_rows = 2});
-            check_conv((fe_isa)isa, &shapes[i], (fe_slabs){.pieces = 3, .slab_rows = 1});
-            check_conv((fe_isa)isa, &shapes[i], (fe_slabs){.pieces = 2, .slab_rows = 4});
+            check_conv((fe_isa)isa, &shapes[i], 5, (fe_slabs){.pieces = 1, .slab_rows = 2});
+            check_conv((fe_isa)isa, &shapes[i], 5, (fe_slabs){.pieces = 3, .slab_rows = 1});
+            check_conv((fe_isa)isa, &shapes[i], 5, (fe_slabs){.pieces = 2, .slab_rows = 4});
+            check_conv((fe_isa)isa, &shapes[i], 70, (fe_slabs){.pieces = 1, .slab_rows = 20});
         }
     static const int64_t inputs[] = {1, 7, 33}, taps[] = {1, 3, 9, 25}, components[] = {1, 2, 5};
     for (int i = 0; i < 3; i++)
