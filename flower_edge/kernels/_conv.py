@@ -52,8 +52,8 @@ def conv_filter_backward(
     Marculescu, CVPR 2023, section 3.
 
     Where everything has channels last and the CPU has vectors, patches are taken in slabs, whose means and
-    products stay in cache, and each thread has its own slabs. Then the gram's last bits depend on the number of
-    threads, but on nothing else.
+    products stay in cache, and each thread has its own slabs. Then the gram's last bits depend on the number
+    of threads, but on nothing else.
 
     Parameters
     ----------

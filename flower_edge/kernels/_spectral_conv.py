@@ -141,9 +141,8 @@ def spectral_conv_backward(
 
 def _runs(*tensors: "torch.Tensor | None") -> bool:
     # Without vectors, torch's products are faster.
-    return (
-        _dispatch.has_vectors("spectrum")
-        and all(tensor is None or (is_served(tensor) and tensor.numel() > 0) for tensor in tensors)
+    return _dispatch.has_vectors("spectrum") and all(
+        tensor is None or (is_served(tensor) and tensor.numel() > 0) for tensor in tensors
     )
 
 

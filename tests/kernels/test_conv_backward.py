@@ -1,4 +1,4 @@
-"""Both gradients of a filtered convolution: divided in any way, with and without vectors, against the twin."""
+"""Both gradients of a filtered convolution: however divided, with and without vectors, against the twin."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
