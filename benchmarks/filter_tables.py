@@ -36,12 +36,12 @@ def tables(results: Path = RESULTS / "gradient_filter.json") -> str:
     steps = [row for row in rows if row["what"].endswith(" step")]
     return "\n\n".join(
         (
-            f"*Measured* on {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. Torch's exact "
-            "backward pass in milliseconds, and how many times faster others are, each with 1 and 2 threads; "
-            "batches of 32:",
+            f"*Measured* on {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. "
+            "Torch's exact backward pass in milliseconds, and how many times faster others are, each with 1 "
+            "and 2 threads; batches of 32:",
             _layer_table(layers),
-            "Whole training steps, batches of 8 images of 224×224, in milliseconds, and how many times faster "
-            "than torch's exact ones (those with frozen norms: than exact ones with frozen norms):",
+            "Whole training steps, batches of 8 images of 224×224, in milliseconds, and how many times "
+            "faster than torch's exact ones (those with frozen norms: than exact ones with frozen norms):",
             _step_table(steps),
         )
     )
