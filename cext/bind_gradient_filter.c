@@ -126,22 +126,6 @@ static PyObject *py_depthwise_backward(PyObject *module, PyObject *const *args, 
     return fe_as_none(error);
 }
 
-/* What Python sets once, before it calls conv_backward. */
-static fe_sgemm_fn sgemm;
-
-PyDoc_STRVAR(set_sgemm_doc, "set_sgemm(address)\n\nMultiply matrices with BLAS's sgemm_ at this address, 32-bit integers.");
-
-static PyObject *py_set_sgemm(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
-    (void)module;
-    if (!fe_has_arguments("set_sgemm", nargs, 1))
-        return NULL;
-    void *address = PyLong_AsVoidPtr(args[0]);
-    if (PyErr_Occurred())
-        return NULL;
-    sgemm = (fe_sgemm_fn)(uintptr_t)address;
-    return Py_NewRef(Py_None);
-}
-
 PyDoc_STRVAR(conv_doc, "conv_backward(isa, grad_x, gram, grad, x_sums, tap_sums, scratch, scratch_floats, pieces, slab_rows, "
                        "slots, *grad_grid, *x_grid)\n\nBoth gradients of a filtered convolution, channels last; grad_x or "
                        "gram may be 0.");
@@ -165,13 +149,13 @@ static PyObject *py_conv_backward(PyObject *module, PyObject *const *args, Py_ss
     if (PyErr_Occurred())
         return NULL;
     int64_t needed = slabs.pieces < 1 || slabs.slab_rows < 1 ? -1 : fe_conv_scratch(&grad_grid, &x_grid, slabs);
-    if (!sgemm || needed < 0 || needed > floats || !belong_together(&grad_grid, &x_grid)) {
-        PyErr_SetString(PyExc_ValueError, "the grids do not belong together, the scratch is too small, or no sgemm is set");
+    if (needed < 0 || needed > floats || !belong_together(&grad_grid, &x_grid)) {
+        PyErr_SetString(PyExc_ValueError, "the grids do not belong together, or the scratch is too small");
         return NULL;
     }
     int error;
     Py_BEGIN_ALLOW_THREADS
-    error = fe_conv_backward(isa, sgemm, &maps, &grad_grid, &x_grid, slabs, scratch);
+    error = fe_conv_backward(isa, &maps, &grad_grid, &x_grid, slabs, scratch);
     Py_END_ALLOW_THREADS
     return fe_as_none(error);
 }
@@ -236,7 +220,6 @@ PyMethodDef fe_gradient_filter_methods[] = {
     {"patch_pool", (PyCFunction)(void (*)(void))py_patch_pool, METH_FASTCALL, patch_pool_doc},
     {"patch_fill", (PyCFunction)(void (*)(void))py_patch_fill, METH_FASTCALL, patch_fill_doc},
     {"depthwise_backward", (PyCFunction)(void (*)(void))py_depthwise_backward, METH_FASTCALL, depthwise_doc},
-    {"set_sgemm", (PyCFunction)(void (*)(void))py_set_sgemm, METH_FASTCALL, set_sgemm_doc},
     {"conv_backward", (PyCFunction)(void (*)(void))py_conv_backward, METH_FASTCALL, conv_doc},
     {"collapse_taps", (PyCFunction)(void (*)(void))py_collapse_taps, METH_FASTCALL, collapse_taps_doc},
     {"spread_taps", (PyCFunction)(void (*)(void))py_spread_taps, METH_FASTCALL, spread_taps_doc},

@@ -24,8 +24,10 @@ TARGET FE_INLINE VEC NAME(zip_high)(VEC a, VEC b) {
 
 #include "planes.h"
 
+#include "lanes/products.h"
+
 static const filter_version NAME(version) = {NAME(pool_row),   NAME(fill_row),   NAME(depthwise_row),
                                              NAME(pool_plane), NAME(fill_plane), NAME(depthwise_plane),
-                                             NULL,             NULL};
+                                             NAME(pack),       NAME(multiply_packed)};
 
 #include "lanes/end.h"

@@ -29,7 +29,7 @@ TARGET FE_INLINE VEC NAME(zip_high)(VEC a, VEC b) {
 
 #include "planes.h"
 
-#include "products.h"
+#include "lanes/products.h"
 
 static const filter_version NAME(version) = {NAME(pool_row),   NAME(fill_row),   NAME(depthwise_row),
                                              NAME(pool_plane), NAME(fill_plane), NAME(depthwise_plane),

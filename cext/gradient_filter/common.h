@@ -3,6 +3,7 @@
 #define FLOWER_EDGE_GRADIENT_FILTER_COMMON_H
 
 #include "gradient_filter.h"
+#include "lanes/fetch.h"
 
 #include <string.h>
 
@@ -22,7 +23,7 @@ enum {
     LINE = 64,
     /* Torch's own grain, in floats. */
     GRAIN = 32768,
-    /* Columns of a packed matrix come in panels; a multiple of every version's. */
+    /* Packed, a matrix takes whole panels of so many rows and columns; a multiple of every version's. */
     FE_PANEL = 32,
 };
 
@@ -59,11 +60,6 @@ typedef struct {
     float scale;
 } depthwise_job;
 
-/* Memory that is read soon: its lines are fetched beside a product, which reads little memory. */
-typedef struct {
-    uintptr_t at, end;
-} fetch;
-
 /* One instruction set's kernels. A row is all patches of one patch row of one image; a plane is one channel of one image.
  * `gram` is where (component, channel) sums are added to. */
 typedef struct {
@@ -74,7 +70,7 @@ typedef struct {
     void (*pool_plane)(const patch_job *job, int64_t image, int64_t channel);
     void (*fill_plane)(const patch_job *job, int64_t image, int64_t channel);
     void (*depthwise_plane)(const depthwise_job *job, int64_t image, int64_t channel, float *gram);
-    /* NULL where products are BLAS's. Both take row-major matrices: `pack` rows [first, last) of one of inner x columns;
+    /* Both take row-major matrices: `pack` rows [first, last) of one of inner x columns, in whole blocks of FE_PANEL rows;
      * c, rows x columns, becomes a times what was packed, or has it added. a's element (i, k) is at i * a_row + k * a_inner. */
     void (*pack)(float *packed, const float *b, int64_t inner, int64_t columns, int64_t first, int64_t last);
     void (*multiply)(float *c, const float *a, int64_t a_row, int64_t a_inner, const float *packed, int64_t rows,

@@ -3,11 +3,8 @@
 #include "common.h"
 #include "parallel.h"
 
-#include <limits.h>
-
 typedef struct {
     const filter_version *version;
-    fe_sgemm_fn sgemm;
     const fe_conv_maps *maps;
     const fe_grid *grad_grid, *x_grid;
     fe_slabs slabs;
@@ -17,8 +14,8 @@ typedef struct {
 
 static int64_t rows_of(const fe_grid *grid) { return grid->images * grid->patches[0]; }
 
-/* Columns of a matrix that is packed. */
-static int64_t padded(int64_t columns) { return (columns + FE_PANEL - 1) / FE_PANEL * FE_PANEL; }
+/* Rows or columns of a matrix that is packed. */
+static int64_t padded(int64_t length) { return (length + FE_PANEL - 1) / FE_PANEL * FE_PANEL; }
 
 /* Floats of one component of a slab's means. */
 static int64_t means_floats(const conv_work *work) {
@@ -27,7 +24,7 @@ static int64_t means_floats(const conv_work *work) {
 
 /* Floats of one component of a slab's products, whose place a slab of x_sums takes before, packed. */
 static int64_t product_floats(const conv_work *work) {
-    return work->slabs.slab_rows * work->x_grid->patches[1] * padded(work->x_grid->channels);
+    return padded(work->slabs.slab_rows * work->x_grid->patches[1]) * padded(work->x_grid->channels);
 }
 
 /* Floats of one piece's slab. */
@@ -39,35 +36,29 @@ static int64_t gram_floats(const conv_work *work) {
     return work->grad_grid->components * work->grad_grid->channels * work->x_grid->channels;
 }
 
+/* Floats of one component of tap_sums, packed. */
+static int64_t taps_floats(const conv_work *work) {
+    return padded(work->grad_grid->channels) * padded(work->x_grid->channels);
+}
+
 int64_t fe_conv_scratch(const fe_grid *grad_grid, const fe_grid *x_grid, fe_slabs slabs) {
     int64_t outputs = grad_grid->channels, inputs = x_grid->channels, points, all, weights;
-    if (outputs > INT_MAX || inputs > INT_MAX ||
-        __builtin_mul_overflow(slabs.slab_rows, grad_grid->patches[1], &points) || points > INT_MAX ||
-        __builtin_mul_overflow(points, outputs + padded(inputs), &all) ||
+    if (outputs > INT64_MAX / 4 || inputs > INT64_MAX / 4 ||
+        __builtin_mul_overflow(slabs.slab_rows, grad_grid->patches[1], &points) || points > INT64_MAX / 4 ||
+        __builtin_mul_overflow(padded(points), padded(outputs) + padded(inputs), &all) ||
         __builtin_mul_overflow(all, slabs.pieces, &all) ||
-        __builtin_mul_overflow(outputs * padded(inputs), slabs.pieces, &weights) ||
+        __builtin_mul_overflow(padded(outputs), padded(inputs), &weights) ||
+        __builtin_mul_overflow(weights, slabs.pieces, &weights) ||
         __builtin_add_overflow(all, weights, &all) || __builtin_mul_overflow(all, grad_grid->components, &all) ||
         all > INT64_MAX / (int64_t)sizeof(float))
         return -1;
     return all;
 }
 
-/* c = a b, or c + a b, for row-major matrices, a transposed first where it is given as (inner, rows). */
-static void multiply(const conv_work *work, float *c, const float *a, int transpose, const float *b, int64_t rows,
-                     int64_t inner, int64_t columns, int add) {
-    const int m = (int)columns, n = (int)rows, k = (int)inner, lda = transpose ? n : k;
-    const float one = 1.0f, beta = add ? 1.0f : 0.0f;
-    work->sgemm("N", transpose ? "T" : "N", &m, &n, &k, &one, b, &m, a, &lda, &beta, c, &m);
-}
-
 /* One component of a slab's gram: means, transposed, times x_sums, which are packed on the way. */
 static void form_gram(const conv_work *work, float *gram, const float *means, const float *x_sums, float *packed,
                       int64_t points, int add, fetch *next) {
     const int64_t outputs = work->grad_grid->channels, inputs = work->x_grid->channels;
-    if (!work->version->multiply) {
-        multiply(work, gram, means, 1, x_sums, outputs, points, inputs, add);
-        return;
-    }
     work->version->pack(packed, x_sums, points, inputs, 0, points);
     work->version->multiply(gram, means, 1, outputs, packed, outputs, points, inputs, add, next);
 }
@@ -75,11 +66,8 @@ static void form_gram(const conv_work *work, float *gram, const float *means, co
 /* One component of a slab's products: means times tap_sums. */
 static void form_products(const conv_work *work, float *products, const float *means, int64_t u, int64_t points, fetch *next) {
     const int64_t outputs = work->grad_grid->channels, inputs = work->x_grid->channels;
-    if (work->version->multiply)
-        work->version->multiply(products, means, outputs, 1, work->packed_taps + u * outputs * padded(inputs), points,
-                                outputs, inputs, 0, next);
-    else
-        multiply(work, products, means, 0, work->maps->tap_sums + u * outputs * inputs, points, outputs, inputs, 0);
+    work->version->multiply(products, means, outputs, 1, work->packed_taps + u * taps_floats(work), points, outputs, inputs, 0,
+                            next);
 }
 
 /* Whether the gradient consists of means already: patches of one cell, all of them in the map. */
@@ -147,15 +135,17 @@ static void conv_pieces(int64_t first, int64_t last, void *context) {
     }
 }
 
-/* `first` and `last` count the rows of all components of tap_sums. */
+/* Groups of rows of tap_sums that are packed together. */
+static int64_t groups_of(const conv_work *work) { return padded(work->grad_grid->channels) / FE_PANEL; }
+
+/* `first` and `last` count the groups of all components. */
 static void pack_taps(int64_t first, int64_t last, void *context) {
     const conv_work *work = context;
     const int64_t outputs = work->grad_grid->channels, inputs = work->x_grid->channels;
-    for (int64_t row = first; row < last;) {
-        int64_t u = row / outputs, end = last < (u + 1) * outputs ? last : (u + 1) * outputs;
-        work->version->pack(work->packed_taps + u * outputs * padded(inputs), work->maps->tap_sums + u * outputs * inputs,
-                            outputs, inputs, row - u * outputs, end - u * outputs);
-        row = end;
+    for (int64_t i = first; i < last; i++) {
+        const int64_t u = i / groups_of(work), row = i % groups_of(work) * FE_PANEL;
+        work->version->pack(work->packed_taps + u * taps_floats(work), work->maps->tap_sums + u * outputs * inputs, outputs,
+                            inputs, row, row + FE_PANEL < outputs ? row + FE_PANEL : outputs);
     }
 }
 
@@ -168,11 +158,10 @@ static void add_grams(int64_t first, int64_t last, void *context) {
     }
 }
 
-int fe_conv_backward(fe_isa ceiling, fe_sgemm_fn sgemm, const fe_conv_maps *maps, const fe_grid *grad_grid,
-                     const fe_grid *x_grid, fe_slabs slabs, float *scratch) {
+int fe_conv_backward(fe_isa ceiling, const fe_conv_maps *maps, const fe_grid *grad_grid, const fe_grid *x_grid,
+                     fe_slabs slabs, float *scratch) {
     conv_work work = {
         .version = fe_filter_version(ceiling),
-        .sgemm = sgemm,
         .maps = maps,
         .grad_grid = grad_grid,
         .x_grid = x_grid,
@@ -181,9 +170,9 @@ int fe_conv_backward(fe_isa ceiling, fe_sgemm_fn sgemm, const fe_conv_maps *maps
         .stream = maps->grad_x && is_streamed(maps->grad_x, x_grid, x_grid->channels),
     };
     int error = 0;
-    if (work.version->multiply && maps->grad_x) {
+    if (maps->grad_x) {
         work.packed_taps = scratch + slabs.pieces * piece_floats(&work) + (slabs.pieces - 1) * gram_floats(&work);
-        error = fe_parallel_for(grad_grid->components * grad_grid->channels, GRAIN / x_grid->channels + 1, pack_taps, &work);
+        error = fe_parallel_for(grad_grid->components * groups_of(&work), GRAIN / (FE_PANEL * x_grid->channels) + 1, pack_taps, &work);
     }
     if (!error)
         error = fe_parallel_for(slabs.pieces, 1, conv_pieces, &work);

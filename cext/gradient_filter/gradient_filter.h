@@ -50,11 +50,6 @@ int fe_depthwise_backward(fe_isa ceiling, float *grad_x, float *gram, const floa
                           const float *tap_sums, const fe_grid *grad_grid, const fe_grid *x_grid, fe_layout layout,
                           float scale);
 
-/* BLAS's product of matrices in column-major order. Whoever has a BLAS loaded hands its address over. */
-typedef void (*fe_sgemm_fn)(const char *transa, const char *transb, const int *m, const int *n, const int *k,
-                            const float *alpha, const float *a, const int *lda, const float *b, const int *ldb,
-                            const float *beta, float *c, const int *ldc);
-
 /* What the backward pass of a convolution reads and writes, all with channels last. `grad_x` or `gram` may be NULL, and what
  * only it is made from. With the means g of grad, (component, patch, output):
  * grad_x = patch_fill of g * tap_sums, which is (component, output, input);
@@ -70,13 +65,13 @@ typedef struct {
     int64_t pieces, slab_rows;
 } fe_slabs;
 
-/* Floats that fe_conv_backward wants to work with, or -1 where their number or a dimension of a product overflows. */
+/* Floats that fe_conv_backward wants to work with, or -1 where their number overflows. */
 int64_t fe_conv_scratch(const fe_grid *grad_grid, const fe_grid *x_grid, fe_slabs slabs);
 
 /* Both gradients in one pass over the patches. The grids have the same images, patches, side and components. The result
  * depends on how the work is divided, but not on who does it. */
-int fe_conv_backward(fe_isa ceiling, fe_sgemm_fn sgemm, const fe_conv_maps *maps, const fe_grid *grad_grid,
-                     const fe_grid *x_grid, fe_slabs slabs, float *scratch);
+int fe_conv_backward(fe_isa ceiling, const fe_conv_maps *maps, const fe_grid *grad_grid, const fe_grid *x_grid,
+                     fe_slabs slabs, float *scratch);
 
 /* out[u][pair] = sum over taps of symbols[u][tap] * weight; a pair is an output and an input channel. `inner` is the
  * number of input channels where these lie innermost, (output, tap, input), else 1: (output, input, tap). */

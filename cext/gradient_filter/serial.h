@@ -10,6 +10,9 @@ FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return a * b; }
 
 #include "rows.h"
 
-static const filter_version NAME(version) = {NAME(pool_row), NAME(fill_row), NAME(depthwise_row), NULL, NULL, NULL, NULL, NULL};
+#include "lanes/products.h"
+
+static const filter_version NAME(version) = {NAME(pool_row), NAME(fill_row), NAME(depthwise_row), NULL, NULL, NULL,
+                                             NAME(pack),     NAME(multiply_packed)};
 
 #include "lanes/end.h"

@@ -6,21 +6,21 @@
 #include <string.h>
 
 #include "lanes/serial.h"
-#include "products.h"
+#include "lanes/products.h"
 #include "tiles.h"
 #include "lanes/end.h"
 #if defined(__x86_64__)
 #include "lanes/avx2.h"
-#include "products.h"
+#include "lanes/products.h"
 #include "tiles.h"
 #include "lanes/end.h"
 #include "lanes/avx512.h"
-#include "products.h"
+#include "lanes/products.h"
 #include "tiles.h"
 #include "lanes/end.h"
 #elif defined(__aarch64__)
 #include "lanes/neon.h"
-#include "products.h"
+#include "lanes/products.h"
 #include "tiles.h"
 #include "lanes/end.h"
 #endif

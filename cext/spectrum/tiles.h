@@ -251,5 +251,12 @@ TARGET static void NAME(synthesise_row)(const tile_job *job, int64_t image, int6
 
 #undef DISPATCH
 
-static const tile_version NAME(version) = {LANES, NAME(analyse_row), NAME(synthesise_row), NAME(multiply),
+TARGET static void NAME(subtract_rows)(float *out, const float *a, const float *b, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        int64_t n = count - i < LANES ? count - i : LANES;
+        NAME(store)(out + i, NAME(subtract)(NAME(load)(a + i, n), NAME(load)(b + i, n)), n);
+    }
+}
+
+static const tile_version NAME(version) = {LANES, NAME(analyse_row), NAME(synthesise_row), NAME(multiply_rows),
                                            NAME(subtract_rows)};

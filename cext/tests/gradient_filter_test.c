@@ -7,7 +7,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { MOST = 1 << 18, CANARY = 64 };
+enum { MOST = 1 << 18, WORK = 1 << 21, CANARY = 64 };
 
 typedef struct {
     int64_t images, channels, height, width, patch, stride, offset, components;
@@ -224,22 +224,7 @@ static void check(fe_isa isa, fe_layout layout, const shape *s) {
         fail("depthwise apart", isa, layout, s);
 }
 
-/* BLAS's sgemm_ as far as it is used: b is never transposed here, and c not read for a beta of 0. */
-static void plain_sgemm(const char *transa, const char *transb, const int *m, const int *n, const int *k,
-                        const float *alpha, const float *a, const int *lda, const float *b, const int *ldb,
-                        const float *beta, float *c, const int *ldc) {
-    for (int j = 0; j < *n; j++)
-        for (int i = 0; i < *m; i++) {
-            double sum = 0.0;
-            for (int l = 0; l < *k; l++)
-                sum += (double)a[*transa == 'N' ? (int64_t)l * *lda + i : (int64_t)i * *lda + l] *
-                       (double)b[*transb == 'N' ? (int64_t)j * *ldb + l : (int64_t)l * *ldb + j];
-            float *to = c + (int64_t)j * *ldc + i;
-            *to = (float)((double)*alpha * sum + (*beta != 0.0f ? (double)*beta * (double)*to : 0.0));
-        }
-}
-
-static float scratch[MOST + CANARY], products[MOST], magnitudes[MOST], conv_gram[MOST + CANARY];
+static float scratch[WORK + CANARY], products[MOST], magnitudes[MOST], conv_gram[MOST + CANARY];
 
 /* Whether a convolution's gram of `outputs` outputs is the products of its means and sums. */
 static int conv_gram_is_right(const fe_grid *y, const fe_grid *x) {
@@ -260,30 +245,31 @@ static int conv_gram_is_right(const fe_grid *y, const fe_grid *x) {
     return 1;
 }
 
-/* A convolution from as many channels as the shape says to 5, in slabs of some rows. */
-static void check_conv(fe_isa isa, const shape *s, fe_slabs slabs) {
+/* A convolution from as many channels as the shape says to `k`, in slabs of some rows. */
+static void check_conv(fe_isa isa, const shape *s, int64_t k, fe_slabs slabs) {
     grids of;
     cut(&of, s);
     fe_grid x = of.x, y = of.y;
-    y.channels = 5;
+    y.channels = k;
     int64_t cells = s->images * s->channels * s->height * s->width, grams = s->components * y.channels * s->channels;
     int64_t points = s->images * y.patches[0] * y.patches[1], floats = fe_conv_scratch(&y, &x, slabs);
     fe_patch_pool(isa, sums, map, &x, FE_CHANNELS_LAST, 0);
     fe_patch_pool(isa, means, grad, &y, FE_CHANNELS_LAST, 1);
     for (int64_t u = 0; u < s->components; u++) {
-        const int m = (int)s->channels, n = (int)points, k = 5;
-        const float one = 1.0f, none = 0.0f;
-        plain_sgemm("N", "N", &m, &n, &k, &one, tap_sums + u * k * m, &m, means + u * points * k, &k, &none,
-                    products + u * points * m, &m);
+        const int64_t m = s->channels;
         for (int64_t at = 0; at < points * m; at++) {
-            double magnitude = 0.0;
-            for (int64_t o = 0; o < k; o++)
-                magnitude += fabs((double)means[u * points * k + at / m * k + o] * (double)tap_sums[(u * k + o) * m + at % m]);
+            double sum = 0.0, magnitude = 0.0;
+            for (int64_t o = 0; o < k; o++) {
+                double term = (double)means[u * points * k + at / m * k + o] * (double)tap_sums[(u * k + o) * m + at % m];
+                sum += term;
+                magnitude += fabs(term);
+            }
+            products[u * points * m + at] = (float)sum;
             magnitudes[u * points * m + at] = (float)magnitude;
         }
     }
     fe_conv_maps maps = {guarded(out, cells), guarded(conv_gram, grams), grad, sums, tap_sums};
-    fe_conv_backward(isa, plain_sgemm, &maps, &y, &x, slabs, guarded(scratch, floats));
+    fe_conv_backward(isa, &maps, &y, &x, slabs, guarded(scratch, floats));
     if (!fill_is_right(out, products, magnitudes, NULL, &x, FE_CHANNELS_LAST, 1.0) || !is_intact(out, cells))
         fail("convolution grad_x", isa, FE_CHANNELS_LAST, s);
     if (!conv_gram_is_right(&y, &x) || !is_intact(conv_gram, grams) || !is_intact(scratch, floats))
@@ -291,9 +277,9 @@ static void check_conv(fe_isa isa, const shape *s, fe_slabs slabs) {
     memcpy(gram, conv_gram, (size_t)grams * sizeof *gram);
     fe_set_parallel_for(backwards);
     maps = (fe_conv_maps){guarded(again, cells), NULL, grad, NULL, tap_sums};
-    fe_conv_backward(isa, plain_sgemm, &maps, &y, &x, slabs, scratch);
+    fe_conv_backward(isa, &maps, &y, &x, slabs, scratch);
     maps = (fe_conv_maps){NULL, conv_gram, grad, sums, NULL};
-    fe_conv_backward(isa, plain_sgemm, &maps, &y, &x, slabs, scratch);
+    fe_conv_backward(isa, &maps, &y, &x, slabs, scratch);
     fe_set_parallel_for(NULL);
     if (memcmp(out, again, (size_t)cells * sizeof *out) != 0 || memcmp(gram, conv_gram, (size_t)grams * sizeof *gram) != 0)
         fail("convolution apart", isa, FE_CHANNELS_LAST, s);
@@ -347,9 +333,10 @@ int main(void) {
         for (size_t i = 0; fe_isa_available((fe_isa)isa) && i < sizeof shapes / sizeof *shapes; i++) {
             check((fe_isa)isa, FE_CHANNELS_LAST, &shapes[i]);
             check((fe_isa)isa, FE_CONTIGUOUS, &shapes[i]);
-            check_conv((fe_isa)isa, &shapes[i], (fe_slabs){.pieces = 1, .slab_rows = 2});
-            check_conv((fe_isa)isa, &shapes[i], (fe_slabs){.pieces = 3, .slab_rows = 1});
-            check_conv((fe_isa)isa, &shapes[i], (fe_slabs){.pieces = 2, .slab_rows = 4});
+            check_conv((fe_isa)isa, &shapes[i], 5, (fe_slabs){.pieces = 1, .slab_rows = 2});
+            check_conv((fe_isa)isa, &shapes[i], 5, (fe_slabs){.pieces = 3, .slab_rows = 1});
+            check_conv((fe_isa)isa, &shapes[i], 5, (fe_slabs){.pieces = 2, .slab_rows = 4});
+            check_conv((fe_isa)isa, &shapes[i], 70, (fe_slabs){.pieces = 1, .slab_rows = 20});
         }
     static const int64_t inputs[] = {1, 7, 33}, taps[] = {1, 3, 9, 25}, components[] = {1, 2, 5};
     for (int i = 0; i < 3; i++)

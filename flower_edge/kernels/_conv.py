@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from flower_edge.kernels import _blas, _dispatch, _threads
+from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._grid import Grid, Pair, grid, pair
 from flower_edge.kernels._maps import (
     check_points,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SLAB_FLOATS = 1 << 17
 # Products of fewer patches spend their time on packing the weight.
 _LEAST_POINTS = 256
-# Columns of a packed matrix are rounded up to a multiple of it.
+# Rows and columns of a packed matrix are rounded up to a multiple of it.
 _PANEL = 32
 # Operations that are worth a thread.
 _WORTH_A_THREAD = 2e6
@@ -51,9 +51,9 @@ def conv_filter_backward(
     :math:`\tilde g_u \tilde W_u`, and the gram is :math:`\sum_p \tilde g_u(p)^T \tilde x_u(p)`: Yang, Li,
     Marculescu, CVPR 2023, section 3.
 
-    Where everything has channels last and torch has MKL, patches are taken in slabs, whose means and products
-    stay in cache, and each thread has its own slabs. Then the gram's last bits depend on the number of
-    threads, but on nothing else.
+    Where everything has channels last and the CPU has vectors, patches are taken in slabs, whose means and
+    products stay in cache, and each thread has its own slabs. Then the gram's last bits depend on the number
+    of threads, but on nothing else.
 
     Parameters
     ----------
@@ -194,9 +194,11 @@ def _plan(
     pieces = max(1, min(threads, rows, int(operations / _WORTH_A_THREAD)))
     points = max(_LEAST_POINTS, _SLAB_FLOATS // max(1, components * (outputs + inputs)))
     slab_rows = max(1, min(points // patches[1], -(-rows // pieces)))
-    columns = -(-inputs // _PANEL) * _PANEL
-    a_slab = slab_rows * patches[1] * (outputs + columns)
-    scratch = components * pieces * (a_slab + outputs * columns)
+    wide_points, wide_outputs, wide_inputs = (
+        -(-length // _PANEL) * _PANEL for length in (slab_rows * patches[1], outputs, inputs)
+    )
+    a_slab = wide_points * (wide_outputs + wide_inputs)
+    scratch = components * pieces * (a_slab + wide_outputs * wide_inputs)
     # Of few sizes, so that layers share them.
     return _Plan(cut, x_cut, stride, pieces, slab_rows, 1 << (scratch - 1).bit_length())
 
@@ -208,13 +210,13 @@ def _number_of_threads() -> int:
 
 
 def _runs(grad: "torch.Tensor", given: "list[torch.Tensor]") -> bool:
+    # Without vectors, torch's products are faster.
     return (
-        _dispatch.extension is not None
+        _dispatch.has_vectors("gradient_filter")
         and is_served(grad)
         and is_channels_last(grad)
         and grad.numel() > 0
         and not any(tensor.is_neg() or tensor.numel() == 0 for tensor in given)
-        and _blas.connect(_dispatch.extension)
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 
 from flower_edge.kernels import _threads
@@ -45,6 +46,16 @@ _ceiling: ContextVar[str] = ContextVar("flower_edge_isa", default=_default)
 def ceiling() -> str:
     """Name the instruction set that kernels may use at most, in this context."""
     return _ceiling.get()
+
+
+def has_vectors(family: str) -> bool:
+    """Tell whether a family of kernels runs vectors in this context, and not plain C or its twin."""
+    return extension is not None and _version_of(family, ceiling()) != "serial"
+
+
+@lru_cache(maxsize=64)
+def _version_of(family: str, ceiling: str) -> str:
+    return "serial" if extension is None else str(extension.dispatch(ceiling)[family])
 
 
 def available_isas() -> tuple[str, ...]:

@@ -139,18 +139,10 @@ def spectral_conv_backward(
     return spectral_slabs(grad, weight, spectra, cut, groups, channels_last, needs_x)
 
 
-@lru_cache(maxsize=8)
-def _has_vectors(ceiling: str) -> bool:
-    """Tell whether products are faster here than in torch, which they are with vectors."""
-    extension = _dispatch.extension
-    return extension is not None and extension.dispatch(ceiling)["spectrum"] != "serial"
-
-
 def _runs(*tensors: "torch.Tensor | None") -> bool:
-    return (
-        _dispatch.extension is not None
-        and _has_vectors(_dispatch.ceiling())
-        and all(tensor is None or (is_served(tensor) and tensor.numel() > 0) for tensor in tensors)
+    # Without vectors, torch's products are faster.
+    return _dispatch.has_vectors("spectrum") and all(
+        tensor is None or (is_served(tensor) and tensor.numel() > 0) for tensor in tensors
     )
 
 

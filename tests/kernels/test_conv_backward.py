@@ -1,4 +1,4 @@
-"""Both gradients of a filtered convolution: divided in any way, with and without BLAS, against the twin."""
+"""Both gradients of a filtered convolution: however divided, with and without vectors, against the twin."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flower_edge import kernels
-from flower_edge.kernels import _blas, _conv
+from flower_edge.kernels import _conv
 
 ISAS = kernels.available_isas()
 FORMATS = [torch.channels_last, torch.contiguous_format]
@@ -34,6 +34,11 @@ def tensors(
 
 def close(received: Any, expected: torch.Tensor, magnitude: torch.Tensor) -> bool:
     return bool(((received - expected).abs() <= 1e-5 * magnitude + 1e-30).all())
+
+
+def alike(received: Any, expected: Any) -> bool:
+    """Whether the difference is small beside the largest value; sums of thousands of terms may cancel."""
+    return bool(((received - expected).abs() <= 1e-4 + 2e-5 * expected.abs().max()).all())
 
 
 @settings(deadline=None, max_examples=60)
@@ -66,9 +71,9 @@ def test_slabs_equal_their_twin(data: st.DataObject) -> None:
         assert magnitudes[1] is not None
         assert close(gram, expected[1], magnitudes[1])
     # Of several components, the magnitude of one is no bound for that of another.
-    torch.testing.assert_close(grad_x, expected[0], rtol=1e-4, atol=1e-4, check_dtype=False)
-    torch.testing.assert_close(gram, expected[1], rtol=1e-4, atol=1e-4, check_dtype=False)
     assert grad_x is not None
+    assert alike(grad_x, expected[0])
+    assert alike(gram, expected[1])
     assert grad_x.is_contiguous(memory_format=FORMATS[not channels_last])
 
 
@@ -107,7 +112,7 @@ def test_every_division_into_slabs_gives_the_same(
         _conv._plan.cache_clear()
         slabs = kernels.conv_filter_backward(grad, sums, taps, x_shape, 2, 0, patches)
         for received, expected in zip(slabs, whole, strict=True):
-            torch.testing.assert_close(received, expected, rtol=1e-4, atol=1e-4)
+            assert alike(received, expected)
     _conv._plan.cache_clear()
 
 
@@ -129,10 +134,11 @@ def test_products_of_every_version(isa: str, outputs: int, inputs: int, patch: i
         assert close(one, two, magnitude)
 
 
-def test_without_blas_whole_maps_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blas, "_connected", False)
+def test_without_vectors_whole_maps_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_conv, "_in_slabs", None)
     grad, sums, taps, x_shape, patches = tensors(3, 8, 12, 10, 11, 2, 2)
-    received = kernels.conv_filter_backward(grad, sums, taps, x_shape, 2, 0, patches)
+    with kernels.use_isa("serial"):
+        received = kernels.conv_filter_backward(grad, sums, taps, x_shape, 2, 0, patches)
     expected = kernels.conv_filter_backward_reference(grad, sums, taps, x_shape, 2, 0, patches)
     for one, two in zip(received, expected, strict=True):
         torch.testing.assert_close(one, two)
