@@ -1,3 +1,5 @@
+/* For syscall. */
+#define _DEFAULT_SOURCE
 #include "cpu.h"
 
 #include <stdio.h>
@@ -11,14 +13,53 @@
 #define FE_HWCAP_ASIMDDP (1ul << 20)
 #define FE_HWCAP2_I8MM (1ul << 13)
 #define FE_AT_HWCAP2 26
+#elif defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 static const char *const names[FE_ISA_COUNT] = {
     [FE_SERIAL] = "serial", [FE_NEON] = "neon",       [FE_DOTPROD] = "dotprod", [FE_I8MM] = "i8mm",
     [FE_AVX2] = "avx2",     [FE_AVXVNNI] = "avxvnni", [FE_AVX512] = "avx512",   [FE_AVX512VNNI] = "avx512vnni",
+    [FE_AMX] = "amx",
 };
 
 const char *fe_isa_name(fe_isa isa) { return names[isa]; }
+
+#if defined(__x86_64__) && defined(__linux__)
+
+/* AMX has tiles and bytes, the system saves their registers, and it lets this process use them, which it does only on
+ * request. */
+static int ask_for_tiles(void) {
+    enum { OSXSAVE = 1 << 27, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25, TILE_STATE = 3 << 17, REQUEST = 0x1023, TILE_DATA = 18 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE))
+        return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & AMX_TILE) || !(d & AMX_INT8))
+        return 0;
+    __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    return (a & TILE_STATE) == TILE_STATE && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+
+static int has_tiles(void) {
+    enum { UNKNOWN, NO, YES };
+    /* CPUID is slow where a hypervisor answers it. */
+    static atomic_int known = UNKNOWN;
+    int answer = atomic_load(&known);
+    if (answer == UNKNOWN) {
+        answer = ask_for_tiles() ? YES : NO;
+        atomic_store(&known, answer);
+    }
+    return answer == YES;
+}
+
+#elif defined(__x86_64__)
+
+static int has_tiles(void) { return 0; }
+
+#endif
 
 /* Both compilers' builtins read a table that libgcc fills once at load time, and getauxval reads one that the kernel
  * filled, so there is nothing to cache. */
@@ -34,6 +75,8 @@ int fe_isa_available(fe_isa isa) {
     case FE_AVX512VNNI:
         return fe_isa_available(FE_AVX512) && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512vnni");
+    case FE_AMX:
+        return fe_isa_available(FE_AVX512VNNI) && __builtin_cpu_supports("avx512vbmi") && has_tiles();
     case FE_AVXVNNI:
         return fe_isa_available(FE_AVX2) && __builtin_cpu_supports("avxvnni");
 #elif defined(__aarch64__) && defined(__linux__)
@@ -114,6 +157,7 @@ void fe_cpu_features(char *text, size_t size) {
     append(text, size, __builtin_cpu_supports("avx512f"), "avx512f");
     append(text, size, __builtin_cpu_supports("avx512bw"), "avx512bw");
     append(text, size, __builtin_cpu_supports("avx512vnni"), "avx512vnni");
+    append(text, size, has_tiles(), "amx");
 #elif defined(__aarch64__) && defined(__linux__)
     unsigned long hwcap = getauxval(AT_HWCAP), hwcap2 = getauxval(FE_AT_HWCAP2);
     append(text, size, 1, "aarch64");

@@ -15,6 +15,7 @@ typedef enum {
     FE_AVXVNNI,
     FE_AVX512,
     FE_AVX512VNNI,
+    FE_AMX,
     FE_ISA_COUNT
 } fe_isa;
 

@@ -104,6 +104,8 @@ typedef struct {
     const float *scale, *bias;
     /* For each band, the least and the greatest of its floats. */
     float *ends;
+    /* Bytes of a strip of pixels, with all their numbers side by side; 0 where the version needs none. */
+    int64_t strip;
     atomic_int error;
 } conv_work;
 
@@ -111,6 +113,7 @@ typedef struct {
     int64_t from[MOST_PIXELS], to[MOST_PIXELS], segments[MOST_TAPS], run;
     int32_t shift[MOST_COLUMNS];
     float scale[MOST_COLUMNS], bias[MOST_COLUMNS];
+    uint8_t *strip;
 } conv_lists;
 
 /* Blocks of all groups' channels, for the pixels that the lists have. */
@@ -149,6 +152,7 @@ static void make_pixels(const conv_work *work, const phase *at, const band *in, 
                 .rounding = work->out->rounding,
                 .low = ends[0],
                 .high = ends[1],
+                .strip = lists->strip,
             };
             version->convolve(&job);
             ends[0] = job.low, ends[1] = job.high;
@@ -214,9 +218,13 @@ static void conv_bands(int64_t first, int64_t last, void *context) {
     conv_work *work = context;
     conv_lists *lists = malloc(sizeof *lists);
     void *copy = malloc((size_t)work->bands->bytes + MOST_COLUMNS);
-    if (!lists || !copy)
+    uint8_t *strip = aligned_alloc(TILE_NUMBERS, (size_t)work->strip + TILE_NUMBERS);
+    const int is_ready = lists && copy && strip;
+    if (is_ready)
+        lists->strip = strip;
+    else
         atomic_store(&work->error, -1);
-    for (int64_t i = first; lists && copy && i < last; i++) {
+    for (int64_t i = first; is_ready && i < last; i++) {
         band in;
         fe_band_of(&in, i, work->bands, work->over, work->version, work->x, work->zero, copy);
         float *ends = work->ends + 2 * i;
@@ -224,6 +232,7 @@ static void conv_bands(int64_t first, int64_t last, void *context) {
         for (int64_t p = 0; p < work->over->phases; p++)
             make_phase(work, work->over->phase + p, &in, lists, ends);
     }
+    free(strip);
     free(copy);
     free(lists);
 }
@@ -271,6 +280,7 @@ int fe_int8_conv(fe_isa ceiling, fe_conv_out *out, const uint8_t *x, int zero, f
             .scale = factors,
             .bias = factors + channels,
             .ends = factors + 2 * channels,
+            .strip = version->strip * strip_pitch(over.taps * depth_of(version, &over)),
         };
         compensate(shift, factors, factors + channels, &work, scale, bias);
         error = fe_parallel_for(all.count, 1, conv_bands, &work);

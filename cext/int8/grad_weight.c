@@ -255,6 +255,8 @@ static void finish_rows(int64_t first, int64_t last, void *context) {
 int fe_int8_grad_weight(fe_isa ceiling, float *grad, const uint8_t *x, int zero, float scale, const uint8_t *high,
                         const uint8_t *low, const fe_conv *conv, int64_t pieces) {
     const int8_version *version = fe_int8_version(ceiling);
+    if (version->tap && conv->groups == 1)
+        return fe_int8_grad_by_taps(version, grad, x, zero, scale, (const uint8_t *const[]){high, low}, conv, pieces);
     pass over;
     bands all;
     fe_pass_of(&over, conv, 0);

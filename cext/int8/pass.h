@@ -60,4 +60,8 @@ typedef struct {
 void fe_band_of(band *of, int64_t i, const bands *all, const pass *over, const int8_version *version, const uint8_t *x,
                 int zero, void *copy);
 
+/* fe_int8_grad_weight for versions that have `tap`, without groups. */
+int fe_int8_grad_by_taps(const int8_version *version, float *grad, const uint8_t *x, int zero, float scale,
+                         const uint8_t *const errors[2], const fe_conv *conv, int64_t pieces);
+
 #endif

@@ -1,5 +1,12 @@
 #include "common.h"
 
+/* Compilers know of AMX since these. */
+#if defined(__x86_64__) && ((defined(__clang__) && __clang_major__ >= 11) || (!defined(__clang__) && __GNUC__ >= 11))
+#define HAS_TILES 1
+#else
+#define HAS_TILES 0
+#endif
+
 #define LANE_OF(name, suffix) name##_##suffix
 
 #include "lanes/serial.h"
@@ -34,6 +41,9 @@
 #include "products.h"
 #include "pack.h"
 #include "bytes.h"
+#if HAS_TILES
+#include "amx.h"
+#endif
 #include "end.h"
 #include "lanes/end.h"
 #include "end_vectors.h"
@@ -66,6 +76,9 @@ static const int8_version *const kernels[FE_ISA_COUNT] = {
     [FE_AVX2] = &version_avx2,
     [FE_AVXVNNI] = &version_avxvnni,
     [FE_AVX512VNNI] = &version_avx512vnni,
+#if HAS_TILES
+    [FE_AMX] = &version_amx,
+#endif
 #elif defined(__aarch64__)
     [FE_NEON] = &version_neon,
     [FE_DOTPROD] = &version_dotprod,
