@@ -148,7 +148,9 @@ TARGET FE_INLINE void NAME(make)(const tile_job *job, const int32_t sums[TILE_RO
         value = LANE(add)(value, bias);
         least = LANE(least)(least, value);
         greatest = LANE(greatest)(greatest, value);
-        if (job->floats)
+        if (job->streams)
+            LANE(store_past)(job->floats + to[m] + column, value);
+        else if (job->floats)
             LANE(store)(job->floats + to[m] + column, value, lanes);
         else
             put_avx512vnni(job, to[m] + column, value, lanes);
@@ -186,6 +188,17 @@ FE_INLINE int NAME(is_even)(const tile_job *job, int64_t first) {
     return odd == 0;
 }
 
+/* Fetches the lines that will be written, while sums are made. */
+TARGET FE_INLINE void NAME(expect)(const tile_job *job, int64_t first, int64_t last) {
+    if (!job->floats || job->streams)
+        return;
+    for (int64_t m = first; m < last; m++) {
+        const float *to = job->floats + job->to[m];
+        for (int64_t c = 0; c < job->columns; c += LANES)
+            __asm__ volatile("prefetchw %0" : : "m"(to[c]));
+    }
+}
+
 TARGET static void NAME(convolve)(tile_job *job) {
     const int64_t vectors = ceiling_of(job->columns, LANES), step = vectors * LANES * GROUP;
     const int64_t bytes = job->groups * GROUP, all = job->count * bytes;
@@ -214,6 +227,7 @@ TARGET static void NAME(convolve)(tile_job *job) {
             if (begin < job->pixels)
                 NAME(lay)(job->strip + t * TILE_ROWS * pitch, pitch, job, begin);
         }
+        NAME(expect)(job, first, smaller(first + down * TILE_ROWS, job->pixels));
         for (int64_t v = 0; v < vectors; v += 2) {
             const int8_t *b = job->weights + v * LANES * GROUP;
             const int across = v + 1 < vectors ? 2 : 1;
@@ -471,6 +485,9 @@ static const int8_version NAME(version) = {
     .quantise = quantise_avx512vnni,
     .halves = halves_avx512vnni,
     .dequantise = dequantise_avx512vnni,
+    .widen = widen_avx512vnni,
+    .depth_rows = depth_rows_avx512vnni,
+    .depth_gram = depth_gram_avx512vnni,
     .strip = NAME(STRIP),
     .turn = NAME(turn),
     .gather = NAME(gather),

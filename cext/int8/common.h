@@ -23,6 +23,11 @@ enum {
     /* Pixels that a kernel is given at once. */
     MOST_PIXELS = 1024,
     MOST_TAPS = FE_LONGEST_KERNEL * FE_LONGEST_KERNEL,
+    /* Channels of a block of a depthwise convolution, pixels whose products a float is sure to hold the sum of, and taps whose
+     * sums stay in registers. */
+    DEPTH_CHANNELS = 16,
+    DEPTH_PIXELS = 512,
+    DEPTH_TAPS = 9,
     /* Numbers that tiles multiply at a time, and their rows. */
     TILE_NUMBERS = 64,
     TILE_ROWS = 16,
@@ -48,6 +53,8 @@ typedef struct {
     int64_t pixels;
     float *floats;
     uint8_t *bytes;
+    /* Whether the floats, which are whole cache lines then, had better go past the caches. */
+    int streams;
     fe_rounding rounding;
     float low, high;
     /* Room for all numbers of a strip of pixels. */
@@ -92,6 +99,19 @@ typedef struct {
     const int32_t *shift;
     double scale;
 } tap_job;
+
+/* Some rows of pixels of a depthwise convolution, a block of its channels. Whole numbers, as floats: what they add up to is below
+ * 2^24, so that it is exact. */
+typedef struct {
+    /* From one pixel to the next, and from a pixel to what it reads through each tap. */
+    const float *cells;
+    int64_t step, pixels, taps;
+    const int64_t *offsets;
+    /* Rows of so many pixels each, and from one to the next. */
+    int64_t rows, down;
+    /* Forward: weights[tap][channel]. For the gradient of the weight: errors[pixel][channel]. */
+    const float *weights, *errors;
+} depth_job;
 
 /* One block of columns of a weight. */
 typedef struct {
@@ -139,6 +159,12 @@ typedef struct {
     void (*quantise)(uint8_t *out, const float *x, int64_t count, int64_t first, const fe_rounding *rounding);
     void (*halves)(uint8_t *high, uint8_t *low, const float *x, int64_t count, float inverse);
     void (*dequantise)(float *out, const uint8_t *x, int64_t count, float scale, int zero);
+    /* to[i][channel] = from[i * step + channel] - zero, zeros from `channels` channels on. */
+    void (*widen)(float *to, const uint8_t *from, int64_t step, int64_t count, int64_t channels, int zero);
+    /* Depthwise: pixel i of all rows goes to to->to[i]. */
+    void (*depth_rows)(tile_job *to, const depth_job *job);
+    /* Adds to sums[tap][channel], of at most DEPTH_PIXELS pixels. */
+    void (*depth_gram)(double *sums, const depth_job *job);
     /* Pixels of a strip, whose numbers `convolve` lays side by side; 0 where it does not. */
     int64_t strip;
     /* Where these are not NULL, gradients of weights are made by them, and not by `gram`. Planes of `channels` channels of a
@@ -160,6 +186,13 @@ FE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* From one pixel of a strip to the next: an odd number of cache lines, so that neighbours do not meet in few of them. */
 FE_INLINE int64_t strip_pitch(int64_t numbers) { return (ceiling_of(numbers, TILE_NUMBERS) | 1) * TILE_NUMBERS; }
+
+/* Before a piece ends, what went past the caches is where others see it. */
+FE_INLINE void settle(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_sfence();
+#endif
+}
 
 /* Lanes that a block of columns takes, from its first column on. */
 FE_INLINE int64_t width_of(const int8_version *version, int64_t columns) {

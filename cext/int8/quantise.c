@@ -33,10 +33,10 @@ static int64_t piece(const bytes_job *job, int64_t first, int64_t last, int64_t 
 
 static void range_blocks(int64_t first, int64_t last, void *context) {
     const bytes_job *job = context;
-    for (int64_t i = first; i < last; i++) {
-        int64_t begin, count = piece(job, i, i + 1, &begin);
-        job->version->range(job->ends + 2 * i, job->x + begin, count);
-    }
+    int64_t begin, count = piece(job, first, last, &begin);
+    /* Those of the first block are those of all, and the others' are 0. */
+    memset(job->ends + 2 * first, 0, (size_t)(2 * (last - first)) * sizeof *job->ends);
+    job->version->range(job->ends + 2 * first, job->x + begin, count);
 }
 
 int fe_range(fe_isa ceiling, float *low, float *high, const float *x, int64_t count) {
