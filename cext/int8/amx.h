@@ -304,14 +304,9 @@ TARGET static void NAME(gather)(uint8_t *block, const uint8_t *cells, const int6
 }
 
 /* Two tiles of outputs by two of inputs. Where there are fewer, tiles share out the pixels, so that none waits for itself. */
-TARGET FE_INLINE void NAME(sum_pixels)(const int8_t *const planes[2], int64_t pitch, const uint8_t *block, int64_t step,
+TARGET FE_INLINE void NAME(add_pixels)(const int8_t *a0, const int8_t *a1, int64_t pitch, const uint8_t *block, int64_t step,
                                        int64_t pixels, const int down, const int across) {
-    const int8_t *a0 = planes[0], *a1 = planes[1];
     const int64_t tile = TILE_ROWS * step;
-    CLEAR_TILE(0);
-    CLEAR_TILE(1);
-    CLEAR_TILE(2);
-    CLEAR_TILE(3);
     if (down == 2 && across == 2) {
         for (int64_t p = 0; p < pixels; p += TILE_NUMBERS, block += tile) {
             LOAD_TILE(6, block, step);
@@ -359,8 +354,22 @@ TARGET FE_INLINE void NAME(sum_pixels)(const int8_t *const planes[2], int64_t pi
     }
 }
 
+TARGET FE_INLINE void NAME(sum_pixels)(const tap_job *job, int64_t output, int64_t vector, int64_t step, const int down,
+                                       const int across) {
+    const int8_t *a0 = job->planes + output * job->pitch;
+    const int8_t *a1 = a0 + (job->halves == 2 ? job->half : TILE_ROWS * job->pitch);
+    const uint8_t *block = job->block + vector * TILE_NUMBERS;
+    CLEAR_TILE(0);
+    CLEAR_TILE(1);
+    CLEAR_TILE(2);
+    CLEAR_TILE(3);
+    for (int64_t n = 0; n < job->count; n++, a0 += job->pixels, a1 += job->pixels, block += job->step)
+        NAME(add_pixels)(a0, a1, job->pitch, block, step, job->pixels, down, across);
+}
+
 /* Sixteen sums, those of both halves where there are two, become floats. */
-TARGET FE_INLINE void NAME(put_sums)(float *grad, INTS high, INTS low, const int halves, double scale, __mmask16 some) {
+TARGET FE_INLINE void NAME(put_sums)(float *grad, INTS high, INTS low, const int halves, double scale, __mmask16 some,
+                                     int streams) {
     const __m512d by = _mm512_set1_pd(scale), half = _mm512_set1_pd(FE_HALF);
     __m256 parts[2];
 #pragma GCC unroll 2
@@ -372,7 +381,11 @@ TARGET FE_INLINE void NAME(put_sums)(float *grad, INTS high, INTS low, const int
         }
         parts[i] = _mm512_cvtpd_ps(_mm512_mul_pd(sum, by));
     }
-    _mm512_mask_storeu_ps(grad, some, _mm512_insertf32x8(_mm512_castps256_ps512(parts[0]), parts[1], 1));
+    VEC all = _mm512_insertf32x8(_mm512_castps256_ps512(parts[0]), parts[1], 1);
+    if (streams)
+        LANE(store_past)(grad, all);
+    else
+        _mm512_mask_storeu_ps(grad, some, all);
 }
 
 /* Tiles of sums, `across` of inputs beside each other and `down` of outputs, or of halves, below; and as many again of other
@@ -413,9 +426,9 @@ TARGET FE_INLINE void NAME(take_sums)(const tap_job *job, int32_t sums[NAME(SUMS
             if (by_halves) {
                 INTS low = LANE(load_ints)(sums[t + across][m]);
                 low = LANE(minus)(low, LANE(all)(job->shift[job->outputs + o + m]));
-                NAME(put_sums)(grad, high, low, 2, job->scale, some);
+                NAME(put_sums)(grad, high, low, 2, job->scale, some, job->streams);
             } else {
-                NAME(put_sums)(grad, high, high, 1, job->scale, some);
+                NAME(put_sums)(grad, high, high, 1, job->scale, some, job->streams);
             }
         }
     }
@@ -426,16 +439,13 @@ TARGET static void NAME(tap)(const tap_job *job) {
     const int64_t rows = job->halves == 2 ? TILE_ROWS : 2 * TILE_ROWS;
     NAME(configure)(0);
     for (int64_t o = 0; o < job->outputs; o += rows) {
-        const int8_t *first = job->planes + o * job->pitch;
-        const int8_t *const planes[] = {first, job->halves == 2 ? first + job->half : first + TILE_ROWS * job->pitch};
         const int down = job->halves == 2 || o + TILE_ROWS < job->outputs ? 2 : 1;
         for (int64_t v = 0; v < vectors; v += 2) {
             int32_t sums[NAME(SUMS)][TILE_ROWS][LANES] __attribute__((aligned(64)));
-            const uint8_t *block = job->block + v * TILE_NUMBERS;
             const int across = v + 1 < vectors ? 2 : 1;
 #define SUM(d, a)                                                                                                              \
     if (down == (d) && across == (a)) {                                                                                        \
-        NAME(sum_pixels)(planes, job->pitch, block, step, job->pixels, d, a);                                                  \
+        NAME(sum_pixels)(job, o, v, step, d, a);                                                                               \
         NAME(store_sums)(sums);                                                                                                \
         NAME(take_sums)(job, sums, o, v * LANES, d, a);                                                                        \
     }

@@ -87,9 +87,10 @@ typedef struct {
     /* Signed bytes: of output o and its pixel p, planes[o * pitch + p]; those of another half lie `half` behind. */
     const int8_t *planes;
     int64_t pitch, half, halves, outputs;
-    /* Of the map, in groups of pixels, with whole vectors of inputs. */
+    /* Of the map, in groups of pixels, with whole vectors of inputs; `count` times so many pixels, `step` bytes apart. In planes
+     * they follow each other. */
     const uint8_t *block;
-    int64_t pixels, inputs;
+    int64_t count, step, pixels, inputs;
     /* sums[half * outputs * stride + o * stride + i], which are set the first time, and added to then. */
     int32_t *sums;
     int64_t stride;
@@ -98,6 +99,8 @@ typedef struct {
     float *grad;
     const int32_t *shift;
     double scale;
+    /* Whether they go past the caches, in whole lines. */
+    int streams;
 } tap_job;
 
 /* Some rows of pixels of a depthwise convolution, a block of its channels. Whole numbers, as floats: what they add up to is below

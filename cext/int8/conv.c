@@ -13,7 +13,7 @@ enum {
     LARGEST_BAND = 256 << 10,
     BAND_PIXELS = 256,
     /* Bytes of a result from which on it costs less to fetch it from memory later than to fetch what it overwrites now. */
-    LEAST_STREAMED = 6 << 20,
+    LEAST_STREAMED = 4 << 20,
 };
 
 static int64_t padded_columns(const int8_version *version, int64_t columns) {

@@ -187,6 +187,19 @@ def test_results_larger_than_caches_are_the_same(groups: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
 
+def test_gradients_larger_than_caches_are_the_same() -> None:
+    shape = conv_shape((1, 384, 2, 3), (320, 384, 3, 3), (1, 1), (1, 1))
+    x, error, _, _ = problem(shape, 6, extreme=False)
+    results = []
+    for isa in ISAS[-3:]:
+        with kernels.use_isa(isa):
+            results.append([int8_grad_weight(x, e, shape) for e in (error, QuantisedError(error.values))])
+
+    assert results[0][0].numel() * 4 > 4 << 20
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     st.sampled_from([2, 7, 16, 33]),
