@@ -13,7 +13,7 @@ from flower_edge.kernels._int8_reference import (
 )
 from flower_edge.kernels._maps import check_floating, check_no_gradient, is_served
 from flower_edge.kernels._quantised import ERROR_ZERO, LEVELS, QuantisedTensor
-from flower_edge.kernels._workspace import workspace
+from flower_edge.kernels._workspace import SMALLEST, workspace
 
 if TYPE_CHECKING:
     import torch
@@ -165,15 +165,21 @@ def _value_range(x: "torch.Tensor") -> tuple[float, float]:
     return low, high
 
 
+def _bytes_like(x: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    if x.numel() < SMALLEST:
+        return torch.empty_like(x, dtype=torch.uint8)
+    return workspace().empty_bytes(tuple(x.shape), x.stride())
+
+
 def _rounded(
     x: "torch.Tensor", inverse: float, zero_point: int, least: int, most: int, seed: int | None
 ) -> "torch.Tensor":
-    import torch
-
     extension = _dispatch.extension
     if extension is None or not is_served(x):
         return round_reference(x, inverse, zero_point, least, most, seed)
-    out = torch.empty_like(x, dtype=torch.uint8)
+    out = _bytes_like(x)
     if x.numel():
         addresses = out.data_ptr(), x.data_ptr()
         rounding = (inverse, zero_point, least, most, seed)
@@ -185,12 +191,10 @@ def _rounded_twice(
     x: "torch.Tensor", rounding: tuple[float, int, int, int, int | None], half_inverse: float
 ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
     """Return 8 bits and the halves of 16, for which `x` passes through memory once."""
-    import torch
-
     extension = _dispatch.extension
     if extension is None or not is_served(x):
         return round_reference(x, *rounding), *quantise_halves_reference(x, half_inverse)
-    out, high, low = (torch.empty_like(x, dtype=torch.uint8) for _ in range(3))
+    out, high, low = _bytes_like(x), _bytes_like(x), _bytes_like(x)
     if x.numel():
         addresses = out.data_ptr(), high.data_ptr(), low.data_ptr(), x.data_ptr()
         extension.quantise_error(_dispatch.ceiling(), *addresses, x.numel(), *rounding, half_inverse)

@@ -187,6 +187,20 @@ def test_results_larger_than_caches_are_the_same(groups: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
 
+def test_torchs_own_products_find_no_trace() -> None:
+    """Where a CPU has tiles, torch multiplies bf16 with them, too."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(130, 130, generator=generator).bfloat16() for _ in range(2))
+    shape = conv_shape((2, 70, 9, 8), (40, 70, 3, 3), (1, 1), (1, 1))
+    given_to_all = problem(shape, 8, extreme=False)
+    expected, ours = left @ right, everything(shape, *given_to_all)
+
+    for _ in range(3):
+        again = everything(shape, *given_to_all)
+        assert torch.equal(left @ right, expected)
+        assert all(torch.equal(a, b) for a, b in zip(again, ours, strict=True))
+
+
 def test_gradients_larger_than_caches_are_the_same() -> None:
     shape = conv_shape((1, 384, 2, 3), (320, 384, 3, 3), (1, 1), (1, 1))
     x, error, _, _ = problem(shape, 6, extreme=False)
