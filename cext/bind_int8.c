@@ -102,25 +102,27 @@ static PyObject *py_quantise(PyObject *module, PyObject *const *args, Py_ssize_t
     return none_of(error);
 }
 
-PyDoc_STRVAR(halves_doc, "quantise_halves(isa, high, low, x, length, inverse)\n\n"
-                         "round(x * inverse), in 16 bits, as two bytes each.");
+PyDoc_STRVAR(error_doc, "quantise_error(isa, out, high, low, x, length, inverse, zero, least, most, seed, half_inverse)\n\n"
+                        "As quantise; and round(x * half_inverse), in 16 bits, as two bytes each.");
 
-static PyObject *py_halves(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+static PyObject *py_quantise_error(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     fe_isa isa;
-    uint8_t *high, *low;
+    uint8_t *out, *high, *low;
     const float *x;
     int64_t length;
-    if (!fe_has_arguments("quantise_halves", nargs, 6) || fe_as_isa(args[0], &isa) < 0 ||
-        fe_read_address(args[1], "high", 0, &high) < 0 || fe_read_address(args[2], "low", 0, &low) < 0 ||
-        fe_read_address(args[3], "x", 0, &x) < 0 || read_length(args[4], &length) < 0)
+    fe_rounding rounding;
+    if (!fe_has_arguments("quantise_error", nargs, 7 + ROUNDING_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
+        fe_read_address(args[1], "out", 0, &out) < 0 || fe_read_address(args[2], "high", 0, &high) < 0 ||
+        fe_read_address(args[3], "low", 0, &low) < 0 || fe_read_address(args[4], "x", 0, &x) < 0 ||
+        read_length(args[5], &length) < 0 || read_rounding(args + 6, &rounding) < 0)
         return NULL;
-    float inverse = (float)PyFloat_AsDouble(args[5]);
+    float half_inverse = (float)PyFloat_AsDouble(args[6 + ROUNDING_NUMBERS]);
     if (PyErr_Occurred())
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
-    error = fe_quantise_halves(isa, high, low, x, length, inverse);
+    error = fe_quantise_error(isa, out, high, low, x, length, &rounding, half_inverse);
     Py_END_ALLOW_THREADS
     return none_of(error);
 }
@@ -247,7 +249,7 @@ static PyObject *py_grad_weight(PyObject *module, PyObject *const *args, Py_ssiz
 PyMethodDef fe_int8_methods[] = {
     {"value_range", (PyCFunction)(void (*)(void))py_range, METH_FASTCALL, range_doc},
     {"quantise", (PyCFunction)(void (*)(void))py_quantise, METH_FASTCALL, quantise_doc},
-    {"quantise_halves", (PyCFunction)(void (*)(void))py_halves, METH_FASTCALL, halves_doc},
+    {"quantise_error", (PyCFunction)(void (*)(void))py_quantise_error, METH_FASTCALL, error_doc},
     {"dequantise", (PyCFunction)(void (*)(void))py_dequantise, METH_FASTCALL, dequantise_doc},
     {"int8_packed_sizes", (PyCFunction)(void (*)(void))py_packed_sizes, METH_FASTCALL, packed_doc},
     {"int8_pack", (PyCFunction)(void (*)(void))py_pack, METH_FASTCALL, pack_doc},

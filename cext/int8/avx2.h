@@ -20,6 +20,7 @@ TARGET FE_INLINE VEC NAME(greatest)(VEC a, VEC b) { return _mm256_max_ps(a, b); 
 TARGET FE_INLINE INTS NAME(nearest)(VEC a) { return _mm256_cvtps_epi32(a); }
 TARGET FE_INLINE INTS NAME(below)(VEC a) { return _mm256_cvttps_epi32(_mm256_floor_ps(a)); }
 TARGET FE_INLINE VEC NAME(floats)(INTS a) { return _mm256_cvtepi32_ps(a); }
+TARGET FE_INLINE void NAME(store_past)(float *to, VEC value) { _mm256_stream_ps(to, value); }
 TARGET FE_INLINE INTS NAME(all)(int32_t value) { return _mm256_set1_epi32(value); }
 TARGET FE_INLINE INTS NAME(count_up)(void) { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
 TARGET FE_INLINE INTS NAME(plus)(INTS a, INTS b) { return _mm256_add_epi32(a, b); }

@@ -19,6 +19,7 @@ TARGET FE_INLINE VEC LANE(greatest)(VEC a, VEC b) { return _mm512_max_ps(a, b); 
 TARGET FE_INLINE INTS LANE(nearest)(VEC a) { return _mm512_cvtps_epi32(a); }
 TARGET FE_INLINE INTS LANE(below)(VEC a) { return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 TARGET FE_INLINE VEC LANE(floats)(INTS a) { return _mm512_cvtepi32_ps(a); }
+TARGET FE_INLINE void LANE(store_past)(float *to, VEC value) { _mm512_stream_ps(to, value); }
 TARGET FE_INLINE INTS LANE(all)(int32_t value) { return _mm512_set1_epi32(value); }
 TARGET FE_INLINE INTS LANE(count_up)(void) {
     return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

@@ -36,13 +36,15 @@ TARGET FE_INLINE void NAME(quantise_of)(uint8_t *out, const float *x, int64_t co
     uint64_t mixed = fe_mixed(rounding->seed);
     const uint32_t keys[2] = {(uint32_t)mixed, (uint32_t)(mixed >> 32)};
     uint32_t counter = (uint32_t)(first / RUN * (RUN / 2));
+    /* A copy, which bytes that are written cannot be part of. */
+    const fe_rounding how = *rounding;
     for (; count >= RUN; count -= RUN, x += RUN, out += RUN, counter += RUN / 2)
-        NAME(round_run)(out, x, counter, rounding, keys, stochastic);
+        NAME(round_run)(out, x, counter, &how, keys, stochastic);
     if (count > 0) {
         float rest[RUN] = {0};
         uint8_t bytes[RUN];
         memcpy(rest, x, (size_t)count * sizeof *x);
-        NAME(round_run)(bytes, rest, counter, rounding, keys, stochastic);
+        NAME(round_run)(bytes, rest, counter, &how, keys, stochastic);
         memcpy(out, bytes, (size_t)count);
     }
 }
@@ -144,4 +146,7 @@ static const int8_version NAME(version) = {
     .quantise = NAME(quantise),
     .halves = NAME(halves),
     .dequantise = NAME(dequantise),
+    .widen = NAME(widen),
+    .depth_rows = NAME(depth_rows),
+    .depth_gram = NAME(depth_gram),
 };

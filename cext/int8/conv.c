@@ -12,6 +12,8 @@ enum {
     /* Where weights are large, they come from afar for each band: then a band may fill some of the second cache. */
     LARGEST_BAND = 256 << 10,
     BAND_PIXELS = 256,
+    /* Bytes of a result from which on it costs less to fetch it from memory later than to fetch what it overwrites now. */
+    LEAST_STREAMED = 4 << 20,
 };
 
 static int64_t padded_columns(const int8_version *version, int64_t columns) {
@@ -32,6 +34,8 @@ fe_packed_sizes fe_int8_packed(fe_isa ceiling, const fe_conv *conv, int transpos
     pass over;
     fe_pass_of(&over, conv, transposed);
     int64_t channels = over.groups * over.out_channels;
+    if (fe_is_depthwise(conv))
+        return (fe_packed_sizes){over.taps * channels, over.taps * channels, channels};
     return (fe_packed_sizes){over.groups * bytes_of_group(version, &over), over.taps * channels, channels};
 }
 
@@ -81,6 +85,8 @@ static void pack_blocks(int64_t first, int64_t last, void *context) {
 int fe_int8_pack(fe_isa ceiling, const fe_packed *packed, const float *weight, const fe_conv *conv, int transposed) {
     pass over;
     fe_pass_of(&over, conv, transposed);
+    if (fe_is_depthwise(conv))
+        return fe_depth_pack(&over, packed, weight, conv);
     pack_work work = {.version = fe_int8_version(ceiling), .over = &over, .packed = packed, .weight = weight,
                       .transposed = transposed, .places = conv->kernel[0] * conv->kernel[1]};
     for (int64_t t = 0; t < over.taps; t++)
@@ -104,6 +110,10 @@ typedef struct {
     const float *scale, *bias;
     /* For each band, the least and the greatest of its floats. */
     float *ends;
+    /* Bytes of a strip of pixels, with all their numbers side by side; 0 where the version needs none. */
+    int64_t strip;
+    /* Whether the result goes past the caches. */
+    int streams;
     atomic_int error;
 } conv_work;
 
@@ -111,6 +121,7 @@ typedef struct {
     int64_t from[MOST_PIXELS], to[MOST_PIXELS], segments[MOST_TAPS], run;
     int32_t shift[MOST_COLUMNS];
     float scale[MOST_COLUMNS], bias[MOST_COLUMNS];
+    uint8_t *strip;
 } conv_lists;
 
 /* Blocks of all groups' channels, for the pixels that the lists have. */
@@ -146,9 +157,11 @@ static void make_pixels(const conv_work *work, const phase *at, const band *in, 
                 .pixels = pixels,
                 .floats = work->out->floats ? work->out->floats + channel : NULL,
                 .bytes = work->out->bytes ? work->out->bytes + channel : NULL,
+                .streams = work->streams,
                 .rounding = work->out->rounding,
                 .low = ends[0],
                 .high = ends[1],
+                .strip = lists->strip,
             };
             version->convolve(&job);
             ends[0] = job.low, ends[1] = job.high;
@@ -214,9 +227,13 @@ static void conv_bands(int64_t first, int64_t last, void *context) {
     conv_work *work = context;
     conv_lists *lists = malloc(sizeof *lists);
     void *copy = malloc((size_t)work->bands->bytes + MOST_COLUMNS);
-    if (!lists || !copy)
+    uint8_t *strip = aligned_alloc(TILE_NUMBERS, (size_t)work->strip + TILE_NUMBERS);
+    const int is_ready = lists && copy && strip;
+    if (is_ready)
+        lists->strip = strip;
+    else
         atomic_store(&work->error, -1);
-    for (int64_t i = first; lists && copy && i < last; i++) {
+    for (int64_t i = first; is_ready && i < last; i++) {
         band in;
         fe_band_of(&in, i, work->bands, work->over, work->version, work->x, work->zero, copy);
         float *ends = work->ends + 2 * i;
@@ -224,6 +241,8 @@ static void conv_bands(int64_t first, int64_t last, void *context) {
         for (int64_t p = 0; p < work->over->phases; p++)
             make_phase(work, work->over->phase + p, &in, lists, ends);
     }
+    settle();
+    free(strip);
     free(copy);
     free(lists);
 }
@@ -252,6 +271,8 @@ int fe_int8_conv(fe_isa ceiling, fe_conv_out *out, const uint8_t *x, int zero, f
     pass over;
     bands all;
     fe_pass_of(&over, conv, transposed);
+    if (fe_is_depthwise(conv))
+        return fe_depth_conv(version, &over, out, x, zero, scale, packed, bias);
     int64_t bytes = larger(BAND_BYTES, smaller(LARGEST_BAND, bytes_of_group(version, &over) / 4));
     fe_bands_of(&all, &over, version, BAND_PIXELS, bytes);
     int64_t channels = over.groups * over.out_channels;
@@ -271,6 +292,8 @@ int fe_int8_conv(fe_isa ceiling, fe_conv_out *out, const uint8_t *x, int zero, f
             .scale = factors,
             .bias = factors + channels,
             .ends = factors + 2 * channels,
+            .streams = fe_goes_past(out->floats, &over, LEAST_STREAMED),
+            .strip = version->strip * strip_pitch(over.taps * depth_of(version, &over)),
         };
         compensate(shift, factors, factors + channels, &work, scale, bias);
         error = fe_parallel_for(all.count, 1, conv_bands, &work);

@@ -10,6 +10,11 @@
 enum {
     BAND_PIXELS = 512,
     BAND_BYTES = 128 << 10,
+    /* Of a band that goes with large sums: it had better be the only one, so that these are never stored. */
+    LARGE_BAND_PIXELS = 1024,
+    LARGE_BAND_BYTES = 512 << 10,
+    /* Rows of a gram that are finished at once: whole tiles of nearly all kinds. */
+    STRIP = 3 * TURNED,
     /* Cells behind a row of a plane, which the last group of pixels may read. */
     BEHIND = 16,
     /* Pixels whose products, of 255 by -128 at worst, an int32 is sure to hold the sum of. */
@@ -29,6 +34,8 @@ typedef struct {
      * there are: one, or one for each piece. */
     int by_columns;
     int64_t copies;
+    /* Whether one band has all pixels of all sums, so that they need not be kept. */
+    int is_whole;
     /* Rows of a group's gram, taps times channels; the sums of the gradient itself are one row more. */
     int64_t rows;
     /* Its columns, for each half those of all blocks. */
@@ -49,6 +56,8 @@ typedef struct {
     /* Cells of a row of a plane, rows of the map that an image has, and cells of a plane. Columns that a stride brings together
      * lie side by side: such a row of the map is several rows of a plane. */
     int64_t pitch, rows, plane;
+    /* Bytes of a block of one half. */
+    int64_t half;
 } gram_memory;
 
 static int64_t sums_of_copy(const gram_work *work) { return work->over->groups * (work->rows + 1) * work->stride; }
@@ -68,7 +77,8 @@ static int allocate(gram_memory *memory, const gram_work *work) {
     memory->plane = all->images * memory->rows * over->step[1] * memory->pitch + BEHIND;
     memory->copy = malloc((size_t)all->bytes + BEHIND);
     memory->planes = calloc((size_t)(memory->plane * over->channels + BEHIND), (size_t)work->version->cell);
-    memory->block = malloc((size_t)(segments * groups * work->version->group * MOST_COLUMNS));
+    memory->half = segments * groups * work->version->group * MOST_COLUMNS;
+    memory->block = malloc((size_t)(work->halves * memory->half));
     memory->from = malloc((size_t)work->rows * sizeof *memory->from);
     memory->segments = malloc((size_t)segments * sizeof *memory->segments);
     return memory->copy && memory->planes && memory->block && memory->from && memory->segments;
@@ -111,38 +121,74 @@ static void turn_map(const gram_memory *memory, const gram_work *work, const ban
                     ceiling_of(all->pitch - x, step), over->channels);
 }
 
-static void add_block(const gram_memory *memory, const gram_work *work, const band *in, int64_t group, int64_t half,
-                      int64_t column, int32_t *sums, int is_first) {
+/* Columns of the gradient, in the order of products; their sums are added to `sums`. */
+static gram_job turn_block(const gram_memory *memory, const gram_work *work, const band *in, int64_t group, int64_t half,
+                           int64_t column, int8_t *block, int32_t *sums) {
     const pass *over = work->over;
     const int8_version *version = work->version;
     int64_t width = width_of(version, over->out_channels - column);
     int64_t groups = ceiling_of(over->grid[1], version->group);
     int64_t columns = smaller(width, over->out_channels - column), channels = over->groups * over->out_channels;
-    int8_t *block = memory->block;
-    sums += half * work->half + column;
-    if (is_first)
-        memset(sums + work->rows * work->stride, 0, (size_t)width * sizeof *sums);
-    for (int64_t n = 0; n < in->images; n++)
-        for (int64_t row = 0; row < in->rows; row++) {
-            int64_t pixel = ((in->image + n) * over->out_height + in->row + row) * over->out_width;
-            version->interleave(block, work->errors[half] + pixel * channels + group * over->out_channels + column, channels,
-                                over->out_width, columns, width, sums + work->rows * work->stride);
-            block += groups * version->group * width;
-        }
-    gram_job job = {
+    const gram_job job = {
         .cells = memory->planes,
         .from = memory->from,
         .rows = work->rows,
         .segments = memory->segments,
         .count = in->images * in->rows,
         .groups = groups,
-        .errors = memory->block,
+        .errors = block,
         .columns = columns,
-        .sums = sums,
         .stride = work->stride,
-        .is_first = is_first,
     };
-    version->gram(&job);
+    for (int64_t n = 0; n < in->images; n++)
+        for (int64_t row = 0; row < in->rows; row++) {
+            int64_t pixel = ((in->image + n) * over->out_height + in->row + row) * over->out_width;
+            version->interleave(block, work->errors[half] + pixel * channels + group * over->out_channels + column, channels,
+                                over->out_width, columns, width, sums);
+            block += groups * version->group * width;
+        }
+    return job;
+}
+
+static void add_block(const gram_memory *memory, const gram_work *work, const band *in, int64_t group, int64_t half,
+                      int64_t column, int32_t *sums, int is_first) {
+    sums += half * work->half + column;
+    int32_t *errors = sums + work->rows * work->stride;
+    if (is_first)
+        memset(errors, 0, (size_t)width_of(work->version, work->over->out_channels - column) * sizeof *sums);
+    gram_job job = turn_block(memory, work, in, group, half, column, memory->block, errors);
+    job.sums = sums;
+    job.is_first = is_first;
+    work->version->gram(&job);
+}
+
+/* Columns of the gradient of which this band has all pixels: a few rows are summed and finished at a time. */
+static void make_block(const gram_memory *memory, const gram_work *work, const band *in, int64_t group, int64_t column) {
+    const int64_t halves = work->halves;
+    int32_t strip[2][STRIP * MOST_COLUMNS], errors[2][MOST_COLUMNS] = {0}, shift[2 * MOST_COLUMNS];
+    gram_job jobs[2];
+    for (int64_t half = 0; half < halves; half++) {
+        jobs[half] = turn_block(memory, work, in, group, half, column, memory->block + half * memory->half, errors[half]);
+        jobs[half].sums = strip[half];
+        jobs[half].stride = MOST_COLUMNS;
+        jobs[half].is_first = 1;
+        for (int64_t c = 0; c < MOST_COLUMNS; c++)
+            shift[half * MOST_COLUMNS + c] =
+                (int32_t)((uint32_t)(work->zero - work->version->flip) * (uint32_t)errors[half][c]);
+    }
+    const gram_sums sums = {1, 0, MOST_COLUMNS, halves, STRIP * MOST_COLUMNS, (double)work->scale};
+    float *grad = work->grad + (group * work->over->out_channels + column) * work->rows;
+    for (int64_t row = 0; row < work->rows; row += STRIP) {
+        const int64_t rows = smaller(STRIP, work->rows - row);
+        for (int64_t half = 0; half < halves; half++) {
+            jobs[half].from = memory->from + row;
+            jobs[half].rows = rows;
+            work->version->gram(&jobs[half]);
+        }
+        for (int64_t r = 0; r < rows; r += TURNED)
+            work->version->finish(grad + row + r, work->rows, strip[0] + r * MOST_COLUMNS, &sums, smaller(TURNED, rows - r),
+                                  jobs[0].columns, shift);
+    }
 }
 
 /* Adds band i, or sets the sums where it is the first. */
@@ -159,7 +205,9 @@ static void add_band(const gram_memory *memory, const gram_work *work, int64_t i
             (s / in.rows * memory->rows + s % in.rows * over->step[0]) * over->step[1] * memory->pitch;
     for (int64_t group = 0; group < over->groups; group++, sums += (work->rows + 1) * work->stride) {
         turn_map(memory, work, &in, group);
-        for (int64_t half = 0; half < work->halves; half++)
+        for (int64_t block = begin; work->is_whole && block < end; block++)
+            make_block(memory, work, &in, group, block * width);
+        for (int64_t half = 0; !work->is_whole && half < work->halves; half++)
             for (int64_t block = begin; block < end; block++)
                 add_block(memory, work, &in, group, half, block * width, sums, is_first);
     }
@@ -255,10 +303,17 @@ static void finish_rows(int64_t first, int64_t last, void *context) {
 int fe_int8_grad_weight(fe_isa ceiling, float *grad, const uint8_t *x, int zero, float scale, const uint8_t *high,
                         const uint8_t *low, const fe_conv *conv, int64_t pieces) {
     const int8_version *version = fe_int8_version(ceiling);
+    const uint8_t *const errors[] = {high, low};
+    if (fe_is_depthwise(conv))
+        return fe_depth_grad_weight(version, grad, x, zero, scale, errors, conv, pieces);
+    if (version->tap && conv->groups == 1)
+        return fe_int8_grad_by_taps(version, grad, x, zero, scale, errors, conv, pieces);
     pass over;
     bands all;
     fe_pass_of(&over, conv, 0);
-    fe_bands_of(&all, &over, version, BAND_PIXELS, BAND_BYTES);
+    const int64_t columns = ceiling_of(over.out_channels, version->lanes) * version->lanes;
+    const int is_large = over.groups * over.taps * over.channels * columns > MOST_COPIED / (int64_t)sizeof(int32_t);
+    fe_bands_of(&all, &over, version, is_large ? LARGE_BAND_PIXELS : BAND_PIXELS, is_large ? LARGE_BAND_BYTES : BAND_BYTES);
     gram_work work = {
         .version = version,
         .over = &over,
@@ -269,7 +324,7 @@ int fe_int8_grad_weight(fe_isa ceiling, float *grad, const uint8_t *x, int zero,
         .halves = low ? 2 : 1,
         .pieces = larger(1, smaller(pieces, all.count)),
         .rows = over.taps * over.channels,
-        .half = ceiling_of(over.out_channels, version->lanes) * version->lanes,
+        .half = columns,
         .grad = grad,
         .scale = scale,
     };
@@ -281,14 +336,15 @@ int fe_int8_grad_weight(fe_isa ceiling, float *grad, const uint8_t *x, int zero,
         work.pieces = larger(1, pieces);
     }
     work.copies = work.by_columns ? 1 : work.pieces;
-    int64_t count = work.copies * sums_of_copy(&work);
+    work.is_whole = !is_long && work.copies == 1 && all.count == 1;
+    int64_t count = work.is_whole ? 1 : work.copies * sums_of_copy(&work);
     work.sums = malloc((size_t)count * sizeof *work.sums);
     work.totals = is_long ? calloc((size_t)count, sizeof *work.totals) : NULL;
     int error = -1;
     if (work.sums && (work.totals || !is_long)) {
         error = fe_parallel_for(work.pieces, 1, gram_pieces, &work);
         error = error ? error : atomic_load(&work.error);
-        if (!error) {
+        if (!error && !work.is_whole) {
             int64_t turns = over.groups * ceiling_of(work.rows, TURNED);
             error = fe_parallel_for(turns, 32768 / (TURNED * over.out_channels) + 1, finish_rows, &work);
         }

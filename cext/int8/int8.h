@@ -45,8 +45,10 @@ typedef struct {
 
 int fe_quantise(fe_isa ceiling, uint8_t *out, const float *x, int64_t count, const fe_rounding *rounding);
 
-/* The same numbers in 16 bits, as two bytes each with FE_ERROR_ZERO for 0: round(x * inverse) = FE_HALF * high + low. */
-int fe_quantise_halves(fe_isa ceiling, uint8_t *high, uint8_t *low, const float *x, int64_t count, float inverse);
+/* As fe_quantise; and the same numbers in 16 bits, as two bytes each with FE_ERROR_ZERO for 0: round(x * half_inverse) =
+ * FE_HALF * high + low. */
+int fe_quantise_error(fe_isa ceiling, uint8_t *out, uint8_t *high, uint8_t *low, const float *x, int64_t count,
+                      const fe_rounding *rounding, float half_inverse);
 
 /* out = scale * (x - zero) */
 int fe_dequantise(fe_isa ceiling, float *out, const uint8_t *x, int64_t count, float scale, int zero);

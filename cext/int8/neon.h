@@ -13,6 +13,7 @@ FE_INLINE VEC NAME(greatest)(VEC a, VEC b) { return vmaxq_f32(a, b); }
 FE_INLINE INTS NAME(nearest)(VEC a) { return vcvtnq_s32_f32(a); }
 FE_INLINE INTS NAME(below)(VEC a) { return vcvtmq_s32_f32(a); }
 FE_INLINE VEC NAME(floats)(INTS a) { return vcvtq_f32_s32(a); }
+FE_INLINE void NAME(store_past)(float *to, VEC value) { vst1q_f32(to, value); }
 FE_INLINE INTS NAME(all)(int32_t value) { return vdupq_n_s32(value); }
 FE_INLINE INTS NAME(count_up)(void) { return (INTS){0, 1, 2, 3}; }
 FE_INLINE INTS NAME(plus)(INTS a, INTS b) { return vaddq_s32(a, b); }

@@ -200,3 +200,10 @@ void fe_band_of(band *of, int64_t i, const bands *all, const pass *over, const i
             copy_row((char *)copy + n * all->image * all->cell * version->cell + r * row_bytes, x + (image + n) * map,
                      begin + over->low[0] + r, all, over, version, zero);
 }
+
+int fe_goes_past(const float *floats, const pass *over, int64_t least) {
+    enum { LINE = 64 };
+    const int64_t channels = over->groups * over->out_channels;
+    const int64_t bytes = over->images * over->out_height * over->out_width * channels * (int64_t)sizeof *floats;
+    return floats && (uintptr_t)floats % LINE == 0 && channels * (int64_t)sizeof *floats % LINE == 0 && bytes >= least;
+}

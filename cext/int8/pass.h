@@ -60,4 +60,19 @@ typedef struct {
 void fe_band_of(band *of, int64_t i, const bands *all, const pass *over, const int8_version *version, const uint8_t *x,
                 int zero, void *copy);
 
+/* Whether a result is made of whole cache lines, of so many bytes at least: it goes past the caches then. */
+int fe_goes_past(const float *floats, const pass *over, int64_t least);
+
+/* Convolutions of which each channel has a kernel of its own go channel by channel, and have weights packed by taps. */
+int fe_is_depthwise(const fe_conv *conv);
+int fe_depth_pack(const pass *over, const fe_packed *packed, const float *weight, const fe_conv *conv);
+int fe_depth_conv(const int8_version *version, const pass *over, fe_conv_out *out, const uint8_t *x, int zero, float scale,
+                  const fe_packed *packed, const float *bias);
+int fe_depth_grad_weight(const int8_version *version, float *grad, const uint8_t *x, int zero, float scale,
+                         const uint8_t *const errors[2], const fe_conv *conv, int64_t pieces);
+
+/* fe_int8_grad_weight for versions that have `tap`, without groups. */
+int fe_int8_grad_by_taps(const int8_version *version, float *grad, const uint8_t *x, int zero, float scale,
+                         const uint8_t *const errors[2], const fe_conv *conv, int64_t pieces);
+
 #endif

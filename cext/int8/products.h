@@ -132,7 +132,10 @@ TARGET FE_INLINE void NAME(make)(const tile_job *job, INTS sums[MOST_ROWS][MOST_
         for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++)
-                LANE(store)(floats + to[m] + v * LANES, values[m][v], LANES);
+                if (job->streams)
+                    LANE(store_past)(floats + to[m] + v * LANES, values[m][v]);
+                else
+                    LANE(store)(floats + to[m] + v * LANES, values[m][v], LANES);
         return;
     }
     /* Through memory, so that the values above need never be there. */

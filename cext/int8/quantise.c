@@ -16,7 +16,7 @@ typedef struct {
     const int8_version *version;
     const float *x;
     const uint8_t *bytes;
-    uint8_t *out, *low;
+    uint8_t *out, *high, *low;
     float *floats, *ends;
     int64_t count;
     const fe_rounding *rounding;
@@ -33,10 +33,10 @@ static int64_t piece(const bytes_job *job, int64_t first, int64_t last, int64_t 
 
 static void range_blocks(int64_t first, int64_t last, void *context) {
     const bytes_job *job = context;
-    for (int64_t i = first; i < last; i++) {
-        int64_t begin, count = piece(job, i, i + 1, &begin);
-        job->version->range(job->ends + 2 * i, job->x + begin, count);
-    }
+    int64_t begin, count = piece(job, first, last, &begin);
+    /* Those of the first block are those of all, and the others' are 0. */
+    memset(job->ends + 2 * first, 0, (size_t)(2 * (last - first)) * sizeof *job->ends);
+    job->version->range(job->ends + 2 * first, job->x + begin, count);
 }
 
 int fe_range(fe_isa ceiling, float *low, float *high, const float *x, int64_t count) {
@@ -68,16 +68,21 @@ int fe_quantise(fe_isa ceiling, uint8_t *out, const float *x, int64_t count, con
     return fe_parallel_for(blocks_of(count), GRAIN, quantise_blocks, &job);
 }
 
-static void halve_blocks(int64_t first, int64_t last, void *context) {
+static void error_blocks(int64_t first, int64_t last, void *context) {
     const bytes_job *job = context;
-    int64_t begin, count = piece(job, first, last, &begin);
-    job->version->halves(job->out + begin, job->low + begin, job->x + begin, count, job->factor);
+    /* Block by block, so that the floats are in the first cache when they are read again. */
+    for (int64_t i = first; i < last; i++) {
+        int64_t begin, count = piece(job, i, i + 1, &begin);
+        job->version->quantise(job->out + begin, job->x + begin, count, begin, job->rounding);
+        job->version->halves(job->high + begin, job->low + begin, job->x + begin, count, job->factor);
+    }
 }
 
-int fe_quantise_halves(fe_isa ceiling, uint8_t *high, uint8_t *low, const float *x, int64_t count, float inverse) {
-    bytes_job job = {
-        .version = fe_int8_version(ceiling), .x = x, .out = high, .low = low, .count = count, .factor = inverse};
-    return fe_parallel_for(blocks_of(count), GRAIN, halve_blocks, &job);
+int fe_quantise_error(fe_isa ceiling, uint8_t *out, uint8_t *high, uint8_t *low, const float *x, int64_t count,
+                      const fe_rounding *rounding, float half_inverse) {
+    bytes_job job = {.version = fe_int8_version(ceiling), .x = x, .out = out, .high = high, .low = low, .count = count,
+                     .rounding = rounding, .factor = half_inverse};
+    return fe_parallel_for(blocks_of(count), GRAIN, error_blocks, &job);
 }
 
 static void dequantise_blocks(int64_t first, int64_t last, void *context) {

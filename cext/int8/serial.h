@@ -15,6 +15,7 @@ FE_INLINE VEC NAME(greatest)(VEC a, VEC b) { return a > b ? a : b; }
 FE_INLINE INTS NAME(nearest)(VEC a) { return (INTS)rintf(a); }
 FE_INLINE INTS NAME(below)(VEC a) { return (INTS)floorf(a); }
 FE_INLINE VEC NAME(floats)(INTS a) { return (VEC)a; }
+FE_INLINE void NAME(store_past)(float *to, VEC value) { *to = value; }
 FE_INLINE INTS NAME(all)(int32_t value) { return value; }
 FE_INLINE INTS NAME(count_up)(void) { return 0; }
 FE_INLINE INTS NAME(plus)(INTS a, INTS b) { return (INTS)((uint32_t)a + (uint32_t)b); }

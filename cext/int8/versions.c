@@ -1,5 +1,12 @@
 #include "common.h"
 
+/* Compilers know of AMX since these. */
+#if defined(__x86_64__) && ((defined(__clang__) && __clang_major__ >= 11) || (!defined(__clang__) && __GNUC__ >= 11))
+#define HAS_TILES 1
+#else
+#define HAS_TILES 0
+#endif
+
 #define LANE_OF(name, suffix) name##_##suffix
 
 #include "lanes/serial.h"
@@ -7,6 +14,7 @@
 #include "serial.h"
 #include "products.h"
 #include "pack.h"
+#include "depthwise.h"
 #include "bytes.h"
 #include "end.h"
 #include "lanes/end.h"
@@ -19,10 +27,12 @@
 #include "avx2.h"
 #include "products.h"
 #include "pack.h"
+#include "depthwise.h"
 #include "bytes.h"
 #include "avxvnni.h"
 #include "products.h"
 #include "pack.h"
+#include "depthwise.h"
 #include "bytes.h"
 #include "end.h"
 #include "lanes/end.h"
@@ -33,7 +43,11 @@
 #include "avx512vnni.h"
 #include "products.h"
 #include "pack.h"
+#include "depthwise.h"
 #include "bytes.h"
+#if HAS_TILES
+#include "amx.h"
+#endif
 #include "end.h"
 #include "lanes/end.h"
 #include "end_vectors.h"
@@ -45,14 +59,17 @@
 #include "neon.h"
 #include "products.h"
 #include "pack.h"
+#include "depthwise.h"
 #include "bytes.h"
 #include "dotprod.h"
 #include "products.h"
 #include "pack.h"
+#include "depthwise.h"
 #include "bytes.h"
 #include "i8mm.h"
 #include "products.h"
 #include "pack.h"
+#include "depthwise.h"
 #include "bytes.h"
 #include "end.h"
 #include "lanes/end.h"
@@ -66,6 +83,9 @@ static const int8_version *const kernels[FE_ISA_COUNT] = {
     [FE_AVX2] = &version_avx2,
     [FE_AVXVNNI] = &version_avxvnni,
     [FE_AVX512VNNI] = &version_avx512vnni,
+#if HAS_TILES
+    [FE_AMX] = &version_amx,
+#endif
 #elif defined(__aarch64__)
     [FE_NEON] = &version_neon,
     [FE_DOTPROD] = &version_dotprod,

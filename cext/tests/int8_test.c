@@ -23,10 +23,15 @@ static const fe_conv shapes[] = {
     {1, 7000, 2, 2, 2, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1},   {1, 1, 1, 300, 260, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1},
     {1, 66311, 1, 1, 1, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1},  {1, 20, 130, 5, 5, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},
     {3, 32, 32, 16, 9, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},  {2, 5, 6, 3, 1, {3, 1}, {2, 2}, {1, 1}, {2, 1}, 1},
+    {2, 40, 40, 13, 12, {5, 5}, {2, 1}, {2, 2}, {1, 1}, 40}, {1, 17, 17, 2, 600, {1, 3}, {1, 1}, {0, 1}, {1, 1}, 17},
+    {3, 2, 2, 9, 9, {3, 3}, {1, 1}, {1, 1}, {2, 2}, 2},      {1, 48, 48, 31, 7, {3, 3}, {3, 2}, {1, 0}, {1, 1}, 48},
+    {3, 20, 24, 6, 20, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},   {2, 9, 40, 16, 8, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1},
+    {3, 80, 70, 6, 6, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},    {1, 16, 96, 33, 20, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1},
     {1, 1, 1, 1, 1, {1, 1}, {1, 2}, {0, 1}, {1, 1}, 1},      {2, 64, 160, 3, 3, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},
 };
 
 static uint8_t x[MOST], errors[2][MOST], bytes[MOST + MARGIN], again[MOST + MARGIN];
+static uint8_t other[MOST], bytes_alone[MOST];
 static int8_t packed_bytes[16 * MOST];
 static int32_t packed_sums[4 * MOST];
 static float weight[MOST], bias[MOST], scales[MOST], out[MOST + MARGIN], out_again[MOST + MARGIN];
@@ -271,7 +276,10 @@ static void check_bytes(fe_isa isa) {
                     break;
                 }
             }
-            fe_quantise_halves(isa, bytes, again, out, lengths[k], 32512.0f / 3.0f);
+            fe_quantise_error(isa, other, bytes, again, out, lengths[k], &rounding, 32512.0f / 3.0f);
+            fe_quantise(isa, bytes_alone, out, lengths[k], &rounding);
+            if (memcmp(other, bytes_alone, (size_t)lengths[k]) != 0)
+                fail("bytes beside halves", isa, NULL);
             for (int64_t i = 0; i < lengths[k]; i++)
                 if (FE_HALF * (bytes[i] - 128) + again[i] - 128 != lrintf(out[i] * (32512.0f / 3.0f)) || !bytes[i] ||
                     !again[i]) {

@@ -13,7 +13,7 @@ from flower_edge.kernels._int8_reference import (
 )
 from flower_edge.kernels._maps import check_floating, check_no_gradient, is_served
 from flower_edge.kernels._quantised import ERROR_ZERO, LEVELS, QuantisedTensor
-from flower_edge.kernels._workspace import workspace
+from flower_edge.kernels._workspace import SMALLEST, workspace
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ def quantise(x: "torch.Tensor") -> QuantisedTensor:
     low, high = _value_range(x)
     scale = max((high - low) / LEVELS, _LEAST_SCALE) if high > low else 1.0
     zero_point = min(LEVELS, max(0, round(-low / scale)))
-    return QuantisedTensor(_rounded(x, scale, zero_point, 0, LEVELS, None), scale, zero_point)
+    return QuantisedTensor(_rounded(x, 1 / scale, zero_point, 0, LEVELS, None), scale, zero_point)
 
 
 def quantise_error(grad: "torch.Tensor", bits: int = 8, seed: int | None = None) -> QuantisedError:
@@ -104,11 +104,12 @@ def quantise_error(grad: "torch.Tensor", bits: int = 8, seed: int | None = None)
     largest = max(map(abs, _value_range(grad)))
     scale = max(largest / _STEPS, _LEAST_SCALE) if largest else 1.0
     bounds = (ERROR_ZERO - _STEPS, ERROR_ZERO + _STEPS)
-    values = QuantisedTensor(_rounded(grad, scale, ERROR_ZERO, *bounds, seed), scale, ERROR_ZERO)
+    rounding = (1 / scale, ERROR_ZERO, *bounds, seed)
     if bits == 8:
-        return QuantisedError(values)
+        return QuantisedError(QuantisedTensor(_rounded(grad, *rounding), scale, ERROR_ZERO))
     half_scale = max(largest / _HALF_STEPS, _LEAST_SCALE) if largest else 1.0
-    return QuantisedError(values, *_halves(grad, half_scale), half_scale)
+    values, high, low = _rounded_twice(grad, rounding, 1 / half_scale)
+    return QuantisedError(QuantisedTensor(values, scale, ERROR_ZERO), high, low, half_scale)
 
 
 def dequantise(x: QuantisedTensor) -> "torch.Tensor":
@@ -164,30 +165,37 @@ def _value_range(x: "torch.Tensor") -> tuple[float, float]:
     return low, high
 
 
-def _rounded(
-    x: "torch.Tensor", scale: float, zero_point: int, least: int, most: int, seed: int | None
-) -> "torch.Tensor":
+def _bytes_like(x: "torch.Tensor") -> "torch.Tensor":
     import torch
 
+    if x.numel() < SMALLEST:
+        return torch.empty_like(x, dtype=torch.uint8)
+    return workspace().empty_bytes(tuple(x.shape), x.stride())
+
+
+def _rounded(
+    x: "torch.Tensor", inverse: float, zero_point: int, least: int, most: int, seed: int | None
+) -> "torch.Tensor":
     extension = _dispatch.extension
     if extension is None or not is_served(x):
-        return round_reference(x, 1 / scale, zero_point, least, most, seed)
-    out = torch.empty_like(x, dtype=torch.uint8)
+        return round_reference(x, inverse, zero_point, least, most, seed)
+    out = _bytes_like(x)
     if x.numel():
         addresses = out.data_ptr(), x.data_ptr()
-        rounding = (1 / scale, zero_point, least, most, seed)
+        rounding = (inverse, zero_point, least, most, seed)
         extension.quantise(_dispatch.ceiling(), *addresses, x.numel(), *rounding)
     return out
 
 
-def _halves(x: "torch.Tensor", scale: float) -> "tuple[torch.Tensor, torch.Tensor]":
-    import torch
-
+def _rounded_twice(
+    x: "torch.Tensor", rounding: tuple[float, int, int, int, int | None], half_inverse: float
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """Return 8 bits and the halves of 16, for which `x` passes through memory once."""
     extension = _dispatch.extension
     if extension is None or not is_served(x):
-        return quantise_halves_reference(x, 1 / scale)
-    high, low = (torch.empty_like(x, dtype=torch.uint8) for _ in range(2))
+        return round_reference(x, *rounding), *quantise_halves_reference(x, half_inverse)
+    out, high, low = _bytes_like(x), _bytes_like(x), _bytes_like(x)
     if x.numel():
-        addresses = high.data_ptr(), low.data_ptr(), x.data_ptr()
-        extension.quantise_halves(_dispatch.ceiling(), *addresses, x.numel(), 1 / scale)
-    return high, low
+        addresses = out.data_ptr(), high.data_ptr(), low.data_ptr(), x.data_ptr()
+        extension.quantise_error(_dispatch.ceiling(), *addresses, x.numel(), *rounding, half_inverse)
+    return out, high, low

@@ -74,7 +74,34 @@ class Workspace:
         if length * _FLOAT < SMALLEST:
             return torch.empty_strided(shape, strides, dtype=torch.float32)
         block = self._take(length)
-        lease = _Lease(shape, np.float32, block, 0, tuple(_FLOAT * stride for stride in strides))
+        return self._lease(shape, np.float32, block, tuple(_FLOAT * stride for stride in strides))
+
+    def empty_bytes(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> "torch.Tensor":
+        """Do what :meth:`empty` does, for bytes.
+
+        Parameters
+        ----------
+        shape, strides : tuple of int
+            As there.
+
+        Returns
+        -------
+        torch.Tensor
+            uint8; all else as there.
+        """
+        import torch
+
+        length = prod(shape)
+        if length < SMALLEST:
+            return torch.empty_strided(shape, strides, dtype=torch.uint8)
+        return self._lease(shape, np.uint8, self._take(-(-length // _FLOAT)), strides)
+
+    def _lease(
+        self, shape: tuple[int, ...], dtype: npt.DTypeLike, block: _Block, strides: tuple[int, ...]
+    ) -> "torch.Tensor":
+        import torch
+
+        lease = _Lease(shape, dtype, block, 0, strides)
         lease.block, lease.returned = block, self._returned
         return torch.from_numpy(lease)
 

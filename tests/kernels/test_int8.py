@@ -171,16 +171,94 @@ def test_the_longest_sums_do_not_overflow(isa: str) -> None:
     assert float(grad) == float(np.float32(-255 * 128 * 300 * 300))
 
 
+@pytest.mark.parametrize("groups", [1, 16])
+def test_results_larger_than_caches_are_the_same(groups: int) -> None:
+    """They are written past the caches, where an instruction set can."""
+    shape = conv_shape((1, 16, 331, 331), (16, 16 // groups, 1, 3), (1, 1), (0, 1), (1, 1), groups)
+    x, error, weight, bias = problem(shape, 5, extreme=False)
+    results = []
+    for isa in ISAS[-3:]:
+        with kernels.use_isa(isa):
+            packed = pack_weight(weight, shape), pack_weight(weight, shape, transposed=True)
+            results.append((int8_conv(x, packed[0], bias), int8_conv(error.values, packed[1])))
+
+    assert results[0][0].numel() * 4 > 6 << 20
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+def test_torchs_own_products_find_no_trace() -> None:
+    """Where a CPU has tiles, torch multiplies bf16 with them, too."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(130, 130, generator=generator).bfloat16() for _ in range(2))
+    shape = conv_shape((2, 70, 9, 8), (40, 70, 3, 3), (1, 1), (1, 1))
+    given_to_all = problem(shape, 8, extreme=False)
+    expected, ours = left @ right, everything(shape, *given_to_all)
+
+    for _ in range(3):
+        again = everything(shape, *given_to_all)
+        assert torch.equal(left @ right, expected)
+        assert all(torch.equal(a, b) for a, b in zip(again, ours, strict=True))
+
+
+def test_gradients_larger_than_caches_are_the_same() -> None:
+    shape = conv_shape((1, 384, 2, 3), (320, 384, 3, 3), (1, 1), (1, 1))
+    x, error, _, _ = problem(shape, 6, extreme=False)
+    results = []
+    for isa in ISAS[-3:]:
+        with kernels.use_isa(isa):
+            results.append([int8_grad_weight(x, e, shape) for e in (error, QuantisedError(error.values))])
+
+    assert results[0][0].numel() * 4 > 4 << 20
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.sampled_from([2, 7, 16, 33]),
+    st.integers(1, 5),
+    st.integers(1, 2),
+    st.integers(1, 2),
+    st.integers(0, 2**31),
+)
+def test_depthwise_convolutions_are_their_twins(
+    channels: int, side: int, stride: int, dilation: int, seed: int
+) -> None:
+    shape = conv_shape(
+        (2, channels, 13, 11),
+        (channels, 1, side, side),
+        (stride,) * 2,
+        (side // 2,) * 2,
+        (dilation,) * 2,
+        channels,
+    )
+    given_to_all = problem(shape, seed, extreme=bool(seed % 2))
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(_dispatch, "extension", None)
+        expected = everything(shape, *given_to_all)
+    for isa in ISAS:
+        with kernels.use_isa(isa):
+            received = everything(shape, *given_to_all)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(received, expected, strict=True))
+
+
 @pytest.mark.usefixtures("_threads")
 def test_bits_do_not_depend_on_threads() -> None:
-    shape = conv_shape((5, 48, 33, 31), (70, 48, 3, 3), (1, 1), (1, 1))
-    given_to_all = problem(shape, 3, extreme=False)
+    cases = [
+        conv_shape((5, 48, 33, 31), (70, 48, 3, 3), (1, 1), (1, 1)),
+        conv_shape((5, 48, 9, 11), (48, 1, 3, 3), (2, 1), (1, 1), (1, 1), 48),
+        conv_shape((3, 130, 5, 5), (140, 130, 3, 3), (1, 1), (1, 1)),
+    ]
+    problems = [problem(shape, 3, extreme=False) for shape in cases]
     x = torch.randn(100_003)
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         rounded = quantise_error(x, 16, seed=9)
-        results.append([*everything(shape, *given_to_all), rounded.values.values, rounded.high, rounded.low])
+        results.append([rounded.values.values, rounded.high, rounded.low])
+        for shape, given_to_all in zip(cases, problems, strict=True):
+            results[-1] += everything(shape, *given_to_all)
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 

@@ -35,6 +35,20 @@ def test_a_block_comes_back_when_its_tensor_dies() -> None:
     assert not overlap(*again)
 
 
+def test_bytes_are_lent_from_the_same_blocks() -> None:
+    pool = Workspace()
+    tensor = pool.empty_bytes((3, SMALLEST), (1, 3))
+    address = tensor.data_ptr()
+    assert (tensor.dtype, tensor.stride(), address % 64) == (torch.uint8, (1, 3), 0)
+    tensor.fill_(7)
+    other = pool.empty_bytes((3, SMALLEST), (1, 3))
+    assert not overlap(tensor, other)
+    del tensor
+    gc.collect()
+    assert pool.empty((3 * SMALLEST // 4,), (1,)).data_ptr() == address
+    assert pool.empty_bytes((5,), (1,)).shape == (5,)
+
+
 @pytest.mark.parametrize(
     "hold",
     [
