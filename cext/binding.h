@@ -20,6 +20,7 @@ PyObject *fe_as_none(int error);
 int fe_read_address(PyObject *object, const char *name, int optional, void *address);
 
 /* The functions of the families that have a file of their own, up to a sentinel. */
-extern PyMethodDef fe_gradient_filter_methods[], fe_int8_methods[], fe_range_evonorm_methods[], fe_spectrum_methods[];
+extern PyMethodDef fe_byte_sums_methods[], fe_gradient_filter_methods[], fe_int8_methods[],
+    fe_range_evonorm_methods[], fe_spectrum_methods[];
 
 #endif

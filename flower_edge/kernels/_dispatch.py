@@ -20,6 +20,7 @@ _TWINS = {
     "spectrum": "torch",
     "int8": "torch",
     "range_evonorm": "torch",
+    "byte_sums": "torch",
 }
 
 

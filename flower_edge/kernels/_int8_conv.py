@@ -125,12 +125,37 @@ def int8_conv(x: QuantisedTensor, weight: PackedWeight, bias: "torch.Tensor | No
     ValueError
         If `x` or `bias` has another shape than the convolution says.
     """
+    return int8_conv_with_ends(x, weight, bias)[0]
+
+
+def int8_conv_with_ends(
+    x: QuantisedTensor, weight: PackedWeight, bias: "torch.Tensor | None" = None
+) -> "tuple[torch.Tensor, tuple[float, float]]":
+    """Do what :func:`int8_conv` does, and say what is needed to quantise the result.
+
+    Parameters
+    ----------
+    x, weight, bias
+        As in :func:`int8_conv`.
+
+    Returns
+    -------
+    y : torch.Tensor
+        As of :func:`int8_conv`.
+    ends : tuple of float
+        The least and the greatest of it and 0.
+
+    Raises
+    ------
+    ValueError
+        As :func:`int8_conv`.
+    """
     x = _checked_input(x, weight, bias)
     if _dispatch.extension is None or weight.isa is None:
-        return _twin(x, weight, bias)
+        y = _twin(x, weight, bias)
+        return y, value_range_reference(y)
     y = empty_map(_result_shape(weight), channels_last=True)
-    _run(x, weight, bias, (y.data_ptr(), 0), (1.0, 0))
-    return y
+    return y, _run(x, weight, bias, (y.data_ptr(), 0), (1.0, 0))
 
 
 def int8_conv_to_bytes(

@@ -140,6 +140,24 @@ def run_forward(x: Map, y: Map, extremes: "torch.Tensor", norm: Norm) -> tuple[f
     return bounds
 
 
+def run_extremes(x: Map, extremes: "torch.Tensor", norm: Norm) -> tuple[float, float]:
+    """Call the kernel that finds `extremes` alone; return bounds of y and 0, NaN first for NaN."""
+    if x.values.numel() == 0:
+        return 0.0, 0.0
+    bounds: tuple[float, float] = _extension().range_evonorm_extremes(
+        _dispatch.ceiling(), *_map(x), extremes.data_ptr(), *_numbers(x, norm)
+    )
+    return bounds
+
+
+def run_normalise(x: Map, y: Map, extremes: "torch.Tensor", norm: Norm) -> None:
+    """Call the kernel that normalises with `extremes` that are known."""
+    if x.values.numel():
+        _extension().range_evonorm_normalise(
+            _dispatch.ceiling(), *_map(x), *_map(y), extremes.data_ptr(), *_numbers(x, norm)
+        )
+
+
 def run_backward(x: Map, extremes: "torch.Tensor", grad: Map, norm: Norm) -> NormGradients:
     """Call the kernel, unless there is nothing to do."""
     import torch
