@@ -145,6 +145,25 @@ def dequantise(x: QuantisedTensor) -> "torch.Tensor":
     return out
 
 
+def dequantise_error(error: QuantisedError) -> "torch.Tensor":
+    """Return what a quantised gradient means: in 16 bits, where it has them.
+
+    Parameters
+    ----------
+    error : QuantisedError
+        Any.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, shape and layout of the bytes.
+    """
+    if error.high is None or error.low is None:
+        return dequantise(error.values)
+    whole = LEVELS * (error.high.float() - ERROR_ZERO) + (error.low.float() - ERROR_ZERO)
+    return whole * error.half_scale
+
+
 def _laid_out(x: "torch.Tensor", name: str) -> "torch.Tensor":
     import torch
 
@@ -205,22 +224,3 @@ def _halves(x: "torch.Tensor", scale: float) -> "tuple[torch.Tensor, torch.Tenso
         addresses = high.data_ptr(), low.data_ptr(), x.data_ptr()
         extension.quantise_halves(_dispatch.ceiling(), *addresses, x.numel(), 1 / scale)
     return high, low
-
-
-def dequantise_error(error: QuantisedError) -> "torch.Tensor":
-    """Return what a quantised gradient means: in 16 bits, where it has them.
-
-    Parameters
-    ----------
-    error : QuantisedError
-        Any.
-
-    Returns
-    -------
-    torch.Tensor
-        float32, shape and layout of the bytes.
-    """
-    if error.high is None or error.low is None:
-        return dequantise(error.values)
-    whole = LEVELS * (error.high.float() - ERROR_ZERO) + (error.low.float() - ERROR_ZERO)
-    return whole * error.half_scale
