@@ -1,6 +1,7 @@
 """Convolutions of bytes: forward, for the gradient of the input, and for that of the weight."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from flower_edge.kernels import _dispatch, _threads
@@ -86,16 +87,22 @@ def pack_weight(weight: "torch.Tensor", shape: ConvShape, *, transposed: bool = 
     _threads.connect(extension)
     weight = weight.contiguous(memory_format=torch.channels_last)
     isa = _dispatch.ceiling()
-    lengths = extension.int8_packed_sizes(isa, transposed, *shape.numbers)
+    lengths = _packed_sizes(isa, transposed, shape.numbers)
     dtypes = (torch.int8, torch.int32, torch.float32)
-    # A transposed convolution may have no taps at all.
-    packed = [torch.empty(max(1, length), dtype=dtype) for length, dtype in zip(lengths, dtypes, strict=True)]
+    packed = [torch.empty(length, dtype=dtype) for length, dtype in zip(lengths, dtypes, strict=True)]
     addresses = (tensor.data_ptr() for tensor in packed)
     try:
         extension.int8_pack(isa, *addresses, weight.data_ptr(), transposed, *shape.numbers)
     except FloatingPointError as error:
         raise ValueError(_NOT_FINITE) from error
     return PackedWeight(shape, transposed, isa, *packed)
+
+
+@lru_cache(maxsize=4096)
+def _packed_sizes(isa: str, transposed: bool, numbers: tuple[int, ...]) -> tuple[int, ...]:
+    extension: Any = _dispatch.extension
+    # A transposed convolution may have no taps at all.
+    return tuple(max(1, length) for length in extension.int8_packed_sizes(isa, transposed, *numbers))
 
 
 _NOT_FINITE = "weight has a NaN or an infinity, expected finite numbers to quantise; lower the learning rate"

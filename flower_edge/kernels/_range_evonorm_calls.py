@@ -98,7 +98,9 @@ def extremes_shape(shape: Shape, groups: int) -> Shape:
     """Give the shape of the extremes of a map of shape (N, C, H, W)."""
     import torch
 
-    chunks: int = torch.sym_min(CHUNKS, shape[2] * shape[3])  # type: ignore[no-untyped-call]
+    pixels = shape[2] * shape[3]
+    # Tracers count pixels in symbols.
+    chunks: int = min(CHUNKS, pixels) if type(pixels) is int else torch.sym_min(CHUNKS, pixels)  # type: ignore[no-untyped-call]
     return shape[0], chunks, groups, 2
 
 

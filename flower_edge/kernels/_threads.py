@@ -18,13 +18,10 @@ def connect(extension: ModuleType) -> None:
         ``flower_edge._kernels``.
     """
     global _state
+    if _state is not None:
+        return
     torch = sys.modules.get("torch")
-    if (
-        _state is not None
-        or torch is None
-        or not hasattr(torch, "_C")
-        or not hasattr(torch, "get_num_threads")
-    ):
+    if torch is None or not hasattr(torch, "_C") or not hasattr(torch, "get_num_threads"):
         return
     try:
         parallel_for = address_of("torch_parallel_for")
