@@ -87,11 +87,11 @@ def _peak_growth_here(name: str, way: str, count: int, side: int, threads: int) 
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
     small, batch = images(1, 64), images(count, side)
     _step(model, optimizer, small)  # loads libraries, makes gradients and momentum
-    before = _status("VmRSS")
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak begins anew
     for _ in range(3):
         _step(model, optimizer, batch)
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor]) -> None:
@@ -100,7 +100,8 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tenso
     optimizer.step()
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """Read a size of this process, in bytes, from ``/proc/self/status``."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024

@@ -68,6 +68,46 @@ static PyObject *py_forward(PyObject *module, PyObject *const *args, Py_ssize_t 
     return bounds_or_error(error, bounds);
 }
 
+PyDoc_STRVAR(extremes_doc, "range_evonorm_extremes(isa, *x, extremes, *norm)\n\n"
+                           "The first part of range_evonorm; returns the bounds of y and 0, the first NaN where y is not finite.");
+
+static PyObject *py_extremes(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    fe_isa isa;
+    fe_range_evonorm norm;
+    fe_norm_map x;
+    void *extremes;
+    float bounds[2];
+    if (!fe_has_arguments("range_evonorm_extremes", nargs, 2 + MAP_ARGUMENTS + NORM_ARGUMENTS) ||
+        fe_as_isa(args[0], &isa) < 0 || read_map(args + 1, "x", &x) < 0 ||
+        fe_read_address(args[4], "extremes", 0, &extremes) < 0 || read_norm(args + 5, &norm) < 0)
+        return NULL;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = fe_range_evonorm_extremes(isa, &norm, &x, extremes, bounds);
+    Py_END_ALLOW_THREADS
+    return bounds_or_error(error, bounds);
+}
+
+PyDoc_STRVAR(normalise_doc, "range_evonorm_normalise(isa, *x, *y, extremes, *norm)\n\nThe second part of range_evonorm.");
+
+static PyObject *py_normalise(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    fe_isa isa;
+    fe_range_evonorm norm;
+    fe_norm_map x, y;
+    void *extremes;
+    if (!fe_has_arguments("range_evonorm_normalise", nargs, 2 + 2 * MAP_ARGUMENTS + NORM_ARGUMENTS) ||
+        fe_as_isa(args[0], &isa) < 0 || read_map(args + 1, "x", &x) < 0 || read_map(args + 4, "y", &y) < 0 ||
+        fe_read_address(args[7], "extremes", 0, &extremes) < 0 || read_norm(args + 8, &norm) < 0)
+        return NULL;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = fe_range_evonorm_normalise(isa, &norm, &x, &y, extremes);
+    Py_END_ALLOW_THREADS
+    return fe_as_none(error);
+}
+
 PyDoc_STRVAR(backward_doc, "range_evonorm_backward(isa, *x, extremes, *grad, dx, dweight, dbias, dv, *norm)\n\n"
                            "Gradients of range_evonorm; returns the bounds of dx and 0. Those of parameters may be null.");
 
@@ -94,6 +134,8 @@ static PyObject *py_backward(PyObject *module, PyObject *const *args, Py_ssize_t
 
 PyMethodDef fe_range_evonorm_methods[] = {
     {"range_evonorm", (PyCFunction)(void (*)(void))py_forward, METH_FASTCALL, forward_doc},
+    {"range_evonorm_extremes", (PyCFunction)(void (*)(void))py_extremes, METH_FASTCALL, extremes_doc},
+    {"range_evonorm_normalise", (PyCFunction)(void (*)(void))py_normalise, METH_FASTCALL, normalise_doc},
     {"range_evonorm_backward", (PyCFunction)(void (*)(void))py_backward, METH_FASTCALL, backward_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -4,6 +4,7 @@
  * what could overflow or be NULL is checked. */
 #include "binding.h"
 
+#include "byte_sums/byte_sums.h"
 #include "cpu.h"
 #include "gradient_filter/gradient_filter.h"
 #include "int8/int8.h"
@@ -26,6 +27,7 @@ static const struct {
     {"sign_bits", fe_sign_bits_isa},
     {"spectrum", fe_spectrum_isa},
     {"range_evonorm", fe_range_evonorm_isa},
+    {"byte_sums", fe_byte_sums_isa},
     {"int8", fe_int8_isa},
     {"sparse_grad", fe_sparse_grad_isa},
 };
@@ -277,8 +279,8 @@ static PyMethodDef methods[] = {
 };
 
 static int add_families(PyObject *module) {
-    PyMethodDef *const methods_of[] = {fe_gradient_filter_methods, fe_int8_methods, fe_range_evonorm_methods,
-                                       fe_sparse_grad_methods, fe_spectrum_methods};
+    PyMethodDef *const methods_of[] = {fe_byte_sums_methods, fe_gradient_filter_methods, fe_int8_methods,
+                                       fe_range_evonorm_methods, fe_sparse_grad_methods, fe_spectrum_methods};
     for (size_t i = 0; i < sizeof methods_of / sizeof *methods_of; i++)
         if (PyModule_AddFunctions(module, methods_of[i]) < 0)
             return -1;

@@ -1,33 +1,12 @@
 #include "lanes/avx512.h"
+#include "lanes/avx512_bytes.h"
 
-TARGET FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return _mm512_mul_ps(a, b); }
-TARGET FE_INLINE VEC NAME(maximum)(VEC a, VEC b) { return _mm512_max_ps(a, b); }
-TARGET FE_INLINE VEC NAME(minimum)(VEC a, VEC b) { return _mm512_min_ps(a, b); }
 TARGET FE_INLINE VEC NAME(within)(VEC a, VEC value) {
     __mmask16 above = _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GT_OQ);
     return _mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, a, _mm512_set1_ps(1.0f), _CMP_LT_OQ), value);
 }
 TARGET FE_INLINE VEC NAME(where_equal)(VEC a, VEC b, VEC value, VEC other) {
     return _mm512_mask_mov_ps(other, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), value);
-}
-TARGET FE_INLINE VEC NAME(load_bytes)(const uint8_t *from, int64_t n) {
-    __m128i bytes = _mm_setzero_si128();
-    if (n == LANES) {
-        bytes = _mm_loadu_si128((const __m128i *)from);
-    } else {
-        uint8_t few[LANES] = {0};
-        memcpy(few, from, (size_t)n);
-        bytes = _mm_loadu_si128((const __m128i *)few);
-    }
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-}
-TARGET FE_INLINE void NAME(store_bytes)(uint8_t *to, VEC value, int64_t n) {
-    VEC inside = _mm512_min_ps(_mm512_max_ps(value, _mm512_setzero_ps()), _mm512_set1_ps(255.0f));
-    __m512i words = _mm512_cvtps_epi32(inside);
-    if (n == LANES)
-        _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8(words));
-    else
-        _mm512_mask_cvtepi32_storeu_epi8(to, NAME(first)(n), words);
 }
 
 #include "rows.h"

@@ -61,6 +61,8 @@ typedef struct {
     float *dx;
     /* (sample, SUMS, channel), with the sample's scale in them; (sample, 2). */
     float *sums, *bounds;
+    /* Whether `extremes` have been found already. */
+    int is_known;
     atomic_int out_of_memory;
 } norm_work;
 
@@ -69,12 +71,12 @@ typedef struct {
     /* (chunk, channel), and then as many floats more as a group has channels. */
     float *most, *least;
     /* (channel), and (group). */
-    float *gain, *shift, *slope, *number, *scale;
+    float *gain, *shift, *slope, *number, *top, *bottom, *scale;
 } scratch;
 
 static void *take_scratch(scratch *of, const fe_range_evonorm *norm) {
     int64_t channels = norm->channels, rows = fe_norm_chunks(norm->pixels) * channels + channels / norm->groups;
-    float *memory = calloc((size_t)(2 * rows + 4 * channels + norm->groups), sizeof *memory);
+    float *memory = calloc((size_t)(2 * rows + 6 * channels + norm->groups), sizeof *memory);
     if (!memory)
         return NULL;
     of->most = memory;
@@ -83,7 +85,9 @@ static void *take_scratch(scratch *of, const fe_range_evonorm *norm) {
     of->shift = of->gain + channels;
     of->slope = of->shift + channels;
     of->number = of->slope + channels;
-    of->scale = of->number + channels;
+    of->top = of->number + channels;
+    of->bottom = of->top + channels;
+    of->scale = of->bottom + channels;
     for (int64_t c = 0; c < channels; c++)
         of->number[c] = (float)c;
     return memory;
@@ -168,6 +172,14 @@ static void find_extremes(const norm_work *work, const norm_job *job, int64_t sa
             work->version->extremes(job, part, of->most + chunk * channels, of->least + chunk * channels);
         }
     }
+    memcpy(of->top, of->most, (size_t)channels * sizeof *of->top);
+    memcpy(of->bottom, of->least, (size_t)channels * sizeof *of->bottom);
+    for (int64_t chunk = 1; chunk < chunks; chunk++)
+        for (int64_t c = 0; c < channels; c++) {
+            float most = of->most[chunk * channels + c], least = of->least[chunk * channels + c];
+            of->top[c] = most > of->top[c] ? most : of->top[c];
+            of->bottom[c] = least < of->bottom[c] ? least : of->bottom[c];
+        }
     int64_t count = chunks * job->groups, width = channels / job->groups;
     int64_t apart = work->version->reduce(of->most, count, width, MAXIMUM);
     work->version->reduce(of->least, count, width, MINIMUM);
@@ -181,10 +193,36 @@ static void find_extremes(const norm_work *work, const norm_job *job, int64_t sa
     }
 }
 
+static float value_of(const norm_job *job, int64_t c, float x) {
+    float gate = job->slope[c] * x + job->offset;
+    return job->gain[c] * (x * (gate < 0.0f ? 0.0f : gate > 1.0f ? 1.0f : gate)) + job->shift[c];
+}
+
+/* The bounds of y follow from those of x in each channel: between them, y is extreme at an end or where its slope is 0. */
+static void bound_sample(const norm_work *work, int64_t sample, const scratch *of) {
+    norm_job job = job_of(work, sample, of);
+    find_extremes(work, &job, sample, of);
+    set_channels(work, sample, work->x->scale, of);
+    float zero = work->x->bytes ? work->x->zero : 0.0f, *bounds = work->bounds + 2 * sample, doubt = 0.0f;
+    bounds[0] = bounds[1] = 0.0f;
+    for (int64_t c = 0; c < job.channels; c++) {
+        float x[3] = {of->bottom[c] - zero, of->top[c] - zero, -job.offset / (2.0f * job.slope[c])};
+        for (int i = 0; i < (x[2] > x[0] && x[2] < x[1] ? 3 : 2); i++) {
+            float y = value_of(&job, c, x[i]);
+            bounds[0] = y < bounds[0] ? y : bounds[0];
+            bounds[1] = y > bounds[1] ? y : bounds[1];
+            doubt += 0.0f * y;
+        }
+    }
+    /* Nothing where all is finite, else a NaN. */
+    bounds[0] += doubt;
+}
+
 static void normalise_sample(const norm_work *work, int64_t sample, const scratch *of) {
     const fe_range_evonorm *norm = work->norm;
     norm_job job = job_of(work, sample, of);
-    find_extremes(work, &job, sample, of);
+    if (!work->is_known)
+        find_extremes(work, &job, sample, of);
     set_channels(work, sample, work->x->scale, of);
     job.y = of_sample(work->y, sample * norm->pixels * norm->channels);
     job.inverse_scale = 1.0f / work->y->scale;
@@ -258,12 +296,16 @@ static void differentiate_sample(const norm_work *work, int64_t sample, const sc
     work->version->differentiate(&job, &sums);
     add_range_gradient(work, &job, sample, sums.grad_n, x_scale * grad_scale, of);
     memcpy(work->bounds + 2 * sample, job.bounds, sizeof job.bounds);
+    float doubt = 0.0f;
     for (int64_t c = 0; c < channels; c++) {
         float s = of->scale[c / per_group];
+        doubt += 0.0f * sums.grad[c] + 0.0f * of->gain[c];
         sums.grad_n[c] *= s * x_scale * grad_scale;
         sums.grad[c] *= grad_scale;
         sums.grad_x_x[c] *= (norm->weight ? norm->weight[c] : 1.0f) * s / 6.0f * x_scale * x_scale * grad_scale;
     }
+    /* Comparisons do not see a NaN in the gradient or a parameter; sums do. */
+    work->bounds[2 * sample] += doubt;
 }
 
 static void run_samples(int64_t first, int64_t last, norm_work *work,
@@ -278,6 +320,8 @@ static void run_samples(int64_t first, int64_t last, norm_work *work,
         run(work, sample, &of);
     free(memory);
 }
+
+static void bound_samples(int64_t first, int64_t last, void *context) { run_samples(first, last, context, bound_sample); }
 
 static void normalise_samples(int64_t first, int64_t last, void *context) {
     run_samples(first, last, context, normalise_sample);
@@ -297,7 +341,8 @@ static int run_all(norm_work *work, fe_task task, float *bounds) {
     if (bounds) {
         bounds[0] = bounds[1] = 0.0f;
         for (int64_t i = 0; i < samples; i++) {
-            bounds[0] = work->bounds[2 * i] < bounds[0] ? work->bounds[2 * i] : bounds[0];
+            /* A NaN stays. */
+            bounds[0] = work->bounds[2 * i] >= bounds[0] || bounds[0] != bounds[0] ? bounds[0] : work->bounds[2 * i];
             bounds[1] = work->bounds[2 * i + 1] > bounds[1] ? work->bounds[2 * i + 1] : bounds[1];
         }
     }
@@ -315,6 +360,25 @@ int fe_range_evonorm_forward(fe_isa ceiling, const fe_range_evonorm *norm, const
         .extremes = extremes,
     };
     return run_all(&work, normalise_samples, bounds);
+}
+
+int fe_range_evonorm_extremes(fe_isa ceiling, const fe_range_evonorm *norm, const fe_norm_map *x, void *extremes,
+                              float *bounds) {
+    norm_work work = {.norm = norm, .version = kernels[fe_range_evonorm_isa(ceiling)], .x = x, .extremes = extremes};
+    return run_all(&work, bound_samples, bounds);
+}
+
+int fe_range_evonorm_normalise(fe_isa ceiling, const fe_range_evonorm *norm, const fe_norm_map *x, const fe_norm_map *y,
+                               const void *extremes) {
+    norm_work work = {
+        .norm = norm,
+        .version = kernels[fe_range_evonorm_isa(ceiling)],
+        .x = x,
+        .y = y,
+        .extremes = (void *)extremes,
+        .is_known = 1,
+    };
+    return run_all(&work, normalise_samples, NULL);
 }
 
 /* Sums over the samples, in their order. */

@@ -45,8 +45,15 @@ int64_t fe_norm_chunks(int64_t pixels);
 int fe_range_evonorm_forward(fe_isa ceiling, const fe_range_evonorm *norm, const fe_norm_map *x, const fe_norm_map *y,
                              void *extremes, float *bounds);
 
+/* The same in two parts, where the rounding of y depends on its bounds: these follow from the least and the greatest x of each
+ * channel, so that y need not be known. They may be a little wider than y, and the first is NaN where y is not finite. */
+int fe_range_evonorm_extremes(fe_isa ceiling, const fe_range_evonorm *norm, const fe_norm_map *x, void *extremes,
+                              float *bounds);
+int fe_range_evonorm_normalise(fe_isa ceiling, const fe_range_evonorm *norm, const fe_norm_map *x, const fe_norm_map *y,
+                               const void *extremes);
+
 /* The gradient through max and min goes to the first element of the chunk that equals it, pixel by pixel. `bounds` may be
- * wider than dx, since they are taken before that gradient is added, too. */
+ * wider than dx, since they are taken before that gradient is added, too; the first is NaN where something is not finite. */
 int fe_range_evonorm_backward(fe_isa ceiling, const fe_range_evonorm *norm, const fe_norm_map *x, const void *extremes,
                               const fe_norm_map *grad, float *dx, float *dweight, float *dbias, float *dv, float *bounds);
 

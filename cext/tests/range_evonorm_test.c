@@ -178,6 +178,20 @@ static void check(fe_isa isa, const shape *s, const kind *k, uint64_t *state) {
         if (!is_written(y_floats[run], y_bytes[run], k->y_bytes, &y, count) || !are_within(y_bounds, expected_y, count))
             fail("y", isa, s, k);
     }
+    /* In two parts, after all of it: the same numbers, and bounds that are known before them. */
+    static uint8_t again_bytes[MOST];
+    static float again_floats[MOST], again[MOST];
+    float early[2];
+    fe_norm_map y = k->y_bytes ? (fe_norm_map){NULL, again_bytes, 0.02f, 77.0f} : (fe_norm_map){again_floats, NULL, 1.0f, 0.0f};
+    fe_range_evonorm_extremes(isa, &norm, &x, again, early);
+    fe_range_evonorm_normalise(isa, &norm, &x, &y, again);
+    size_t places = (size_t)(s->samples * fe_norm_chunks(s->pixels) * s->groups * 2);
+    if (memcmp(again, extremes[0], places * (k->x_bytes ? 1 : sizeof(float))) != 0 ||
+        (k->y_bytes ? memcmp(again_bytes, y_bytes[0], (size_t)count)
+                    : memcmp(again_floats, y_floats[0], (size_t)count * sizeof(float))) != 0)
+        fail("in two parts", isa, s, k);
+    if (!are_within(early, expected_y, count))
+        fail("early bounds", isa, s, k);
     if (memcmp(y_floats[0], y_floats[1], sizeof *y_floats) != 0 || memcmp(y_bytes[0], y_bytes[1], sizeof *y_bytes) != 0 ||
         memcmp(dx[0], dx[1], sizeof *dx) != 0 || memcmp(sums[0], sums[1], sizeof *sums) != 0)
         fail("samples in another order", isa, s, k);

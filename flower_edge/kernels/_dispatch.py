@@ -22,6 +22,7 @@ _TWINS = {
     "int8": "torch",
     "range_evonorm": "torch",
     "sparse_grad": "torch",
+    "byte_sums": "torch",
 }
 
 

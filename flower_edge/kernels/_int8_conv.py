@@ -87,10 +87,9 @@ def pack_weight(weight: "torch.Tensor", shape: ConvShape, *, transposed: bool = 
     _threads.connect(extension)
     weight = weight.contiguous(memory_format=torch.channels_last)
     isa = _dispatch.ceiling()
-    lengths = _packed_lengths(isa, transposed, shape.numbers)
+    lengths = _packed_sizes(isa, transposed, shape.numbers)
     dtypes = (torch.int8, torch.int32, torch.float32)
-    # A transposed convolution may have no taps at all.
-    packed = [torch.empty(max(1, length), dtype=dtype) for length, dtype in zip(lengths, dtypes, strict=True)]
+    packed = [torch.empty(length, dtype=dtype) for length, dtype in zip(lengths, dtypes, strict=True)]
     addresses = (tensor.data_ptr() for tensor in packed)
     try:
         extension.int8_pack(isa, *addresses, weight.data_ptr(), transposed, *shape.numbers)
@@ -100,9 +99,10 @@ def pack_weight(weight: "torch.Tensor", shape: ConvShape, *, transposed: bool = 
 
 
 @lru_cache(maxsize=4096)
-def _packed_lengths(isa: str, transposed: bool, numbers: tuple[int, ...]) -> tuple[int, ...]:
+def _packed_sizes(isa: str, transposed: bool, numbers: tuple[int, ...]) -> tuple[int, ...]:
     extension: Any = _dispatch.extension
-    return tuple(extension.int8_packed_sizes(isa, transposed, *numbers))
+    # A transposed convolution may have no taps at all.
+    return tuple(max(1, length) for length in extension.int8_packed_sizes(isa, transposed, *numbers))
 
 
 _NOT_FINITE = "weight has a NaN or an infinity, expected finite numbers to quantise; lower the learning rate"
@@ -132,12 +132,37 @@ def int8_conv(x: QuantisedTensor, weight: PackedWeight, bias: "torch.Tensor | No
     ValueError
         If `x` or `bias` has another shape than the convolution says.
     """
+    return int8_conv_with_ends(x, weight, bias)[0]
+
+
+def int8_conv_with_ends(
+    x: QuantisedTensor, weight: PackedWeight, bias: "torch.Tensor | None" = None
+) -> "tuple[torch.Tensor, tuple[float, float]]":
+    """Do what :func:`int8_conv` does, and say what is needed to quantise the result.
+
+    Parameters
+    ----------
+    x, weight, bias
+        As in :func:`int8_conv`.
+
+    Returns
+    -------
+    y : torch.Tensor
+        As of :func:`int8_conv`.
+    ends : tuple of float
+        The least and the greatest of it and 0.
+
+    Raises
+    ------
+    ValueError
+        As :func:`int8_conv`.
+    """
     x = _checked_input(x, weight, bias)
     if _dispatch.extension is None or weight.isa is None:
-        return _twin(x, weight, bias)
+        y = _twin(x, weight, bias)
+        return y, value_range_reference(y)
     y = empty_map(_result_shape(weight), channels_last=True)
-    _run(x, weight, bias, (y.data_ptr(), 0), (1.0, 0))
-    return y
+    return y, _run(x, weight, bias, (y.data_ptr(), 0), (1.0, 0))
 
 
 def int8_conv_to_bytes(

@@ -44,7 +44,7 @@ class QuantisedError:
     half_scale: float = 1.0
 
 
-def quantise(x: "torch.Tensor") -> QuantisedTensor:
+def quantise(x: "torch.Tensor", ends: tuple[float, float] | None = None) -> QuantisedTensor:
     """Quantise a tensor to the 256 levels between its least and its greatest value.
 
     Zero is one of them, so the range is widened to it where all values lie on one side. Rounds to the nearest
@@ -55,6 +55,8 @@ def quantise(x: "torch.Tensor") -> QuantisedTensor:
     x : torch.Tensor
         A floating dtype, dense. float32 on the CPU runs the kernel, all else the slow twin. A feature map of
         four dimensions is brought to channels last.
+    ends : tuple of float, optional
+        The least and the greatest of `x` and 0, where whoever made it knows them. Default: they are found.
 
     Returns
     -------
@@ -69,13 +71,19 @@ def quantise(x: "torch.Tensor") -> QuantisedTensor:
         If it has a NaN or an infinity, or requires gradients in grad mode.
     """
     x = _laid_out(x, "x")
-    low, high = _value_range(x)
-    scale = max((high - low) / LEVELS, _LEAST_SCALE) if high > low else 1.0
-    zero_point = min(LEVELS, max(0, round(-low / scale)))
+    scale, zero_point = meaning_of(*(_value_range(x) if ends is None else _finite(x, *ends)))
     return QuantisedTensor(_rounded(x, 1 / scale, zero_point, 0, LEVELS, None), scale, zero_point)
 
 
-def quantise_error(grad: "torch.Tensor", bits: int = 8, seed: int | None = None) -> QuantisedError:
+def meaning_of(low: float, high: float) -> tuple[float, int]:
+    """Give scale and zero point of the 256 levels from `low`, at most 0, to `high`, at least 0."""
+    scale = max((high - low) / LEVELS, _LEAST_SCALE) if high > low else 1.0
+    return scale, min(LEVELS, max(0, round(-low / scale)))
+
+
+def quantise_error(
+    grad: "torch.Tensor", bits: int = 8, seed: int | None = None, ends: tuple[float, float] | None = None
+) -> QuantisedError:
     """Quantise a gradient symmetrically about 0.
 
     Parameters
@@ -87,6 +95,8 @@ def quantise_error(grad: "torch.Tensor", bits: int = 8, seed: int | None = None)
     seed : int, optional
         The 8 bits are rounded up with a probability that keeps the mean: by random numbers that are a
         function of this seed, of which 64 bits count, and of the place in memory alone. Default: to nearest.
+    ends : tuple of float, optional
+        As of :func:`quantise`; they may be somewhat wider than `grad` is.
 
     Returns
     -------
@@ -101,7 +111,7 @@ def quantise_error(grad: "torch.Tensor", bits: int = 8, seed: int | None = None)
     if bits not in (8, 16):
         raise ValueError(f"bits is {bits}, expected 8 or 16")
     grad = _laid_out(grad, "grad")
-    largest = max(map(abs, _value_range(grad)))
+    largest = max(map(abs, _value_range(grad) if ends is None else _finite(grad, *ends)))
     scale = max(largest / _STEPS, _LEAST_SCALE) if largest else 1.0
     bounds = (ERROR_ZERO - _STEPS, ERROR_ZERO + _STEPS)
     rounding = (1 / scale, ERROR_ZERO, *bounds, seed)
@@ -136,6 +146,25 @@ def dequantise(x: QuantisedTensor) -> "torch.Tensor":
     return out
 
 
+def dequantise_error(error: QuantisedError) -> "torch.Tensor":
+    """Return what a quantised gradient means: in 16 bits, where it has them.
+
+    Parameters
+    ----------
+    error : QuantisedError
+        Any.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, shape and layout of the bytes.
+    """
+    if error.high is None or error.low is None:
+        return dequantise(error.values)
+    whole = LEVELS * (error.high.float() - ERROR_ZERO) + (error.low.float() - ERROR_ZERO)
+    return whole * error.half_scale
+
+
 def _laid_out(x: "torch.Tensor", name: str) -> "torch.Tensor":
     import torch
 
@@ -157,6 +186,10 @@ def _value_range(x: "torch.Tensor") -> tuple[float, float]:
             return float(ends[0]), float(ends[1])
         except FloatingPointError:
             low = high = math.nan
+    return _finite(x, low, high)
+
+
+def _finite(x: "torch.Tensor", low: float, high: float) -> tuple[float, float]:
     if not math.isfinite(low) or not math.isfinite(high):
         raise ValueError(
             f"a tensor of shape {tuple(x.shape)} has a NaN or an infinity, expected finite numbers to "

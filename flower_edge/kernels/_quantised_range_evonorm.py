@@ -1,7 +1,9 @@
 """Range-EvoNorm of maps of bytes: the definition is in `_range_evonorm.py`."""
 
+import math
 from typing import TYPE_CHECKING
 
+from flower_edge.kernels._int8_quantise import meaning_of, quantise
 from flower_edge.kernels._maps import check_map, empty_map
 from flower_edge.kernels._quantised import QuantisedTensor
 from flower_edge.kernels._range_evonorm_calls import (
@@ -14,7 +16,9 @@ from flower_edge.kernels._range_evonorm_calls import (
     check_shapes,
     extremes_shape,
     run_backward,
+    run_extremes,
     run_forward,
+    run_normalise,
     serves,
     with_bounds,
 )
@@ -79,6 +83,58 @@ def quantised_range_evonorm(
     y = empty_map(shape, True) if output is None else torch.empty_like(values)
     bounds = run_forward(_map(x), Map(y) if output is None else Map(y, *output), extremes, norm)
     return (y if output is None else QuantisedTensor(y, *output)), extremes, bounds
+
+
+def fitted_range_evonorm(
+    x: QuantisedTensor,
+    weight: "torch.Tensor | None",
+    bias: "torch.Tensor | None",
+    v: "torch.Tensor | None",
+    groups: int,
+    eps: float,
+) -> "tuple[QuantisedTensor, torch.Tensor]":
+    """Normalise a map of bytes to bytes whose 256 levels lie between the least and the greatest result.
+
+    These are known before any result is: they follow from the least and the greatest byte of each channel.
+
+    Parameters
+    ----------
+    x, weight, bias, v, groups, eps
+        As in :func:`quantised_range_evonorm`.
+
+    Returns
+    -------
+    y : QuantisedTensor
+        Of the shape of `x`, channels last.
+    extremes : torch.Tensor
+        Bytes, as of :func:`quantised_range_evonorm`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in :func:`quantised_range_evonorm`; also if a result is not finite.
+    """
+    import torch
+
+    values = _bytes(x, "x")
+    norm = Norm(weight, bias, v, groups, eps)
+    shape = check_norm(tuple(values.shape), norm)
+    if not (values.is_cpu and serves(shape)):
+        floats, extremes, _ = quantised_range_evonorm(x, *norm)
+        if not isinstance(floats, torch.Tensor):
+            raise TypeError("quantised_range_evonorm returned bytes, expected float32 without an output")
+        return quantise(floats), extremes
+    norm = norm.to(torch.float32)
+    extremes = torch.empty(extremes_shape(shape, groups), dtype=torch.uint8)
+    low, high = run_extremes(_map(x), extremes, norm)
+    if not high - low < math.inf:
+        raise ValueError(
+            f"the normalised map reaches from {low} to {high}, expected finite numbers to quantise; "
+            "lower the learning rate, or look for the step where a parameter ceased to be finite"
+        )
+    y = QuantisedTensor(torch.empty_like(values), *meaning_of(low, high))
+    run_normalise(_map(x), _map(y), extremes, norm)
+    return y, extremes
 
 
 def quantised_range_evonorm_backward(

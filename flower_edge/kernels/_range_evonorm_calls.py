@@ -98,7 +98,9 @@ def extremes_shape(shape: Shape, groups: int) -> Shape:
     """Give the shape of the extremes of a map of shape (N, C, H, W)."""
     import torch
 
-    chunks: int = torch.sym_min(CHUNKS, shape[2] * shape[3])  # type: ignore[no-untyped-call]
+    pixels = shape[2] * shape[3]
+    # Tracers count pixels in symbols.
+    chunks: int = min(CHUNKS, pixels) if type(pixels) is int else torch.sym_min(CHUNKS, pixels)  # type: ignore[no-untyped-call]
     return shape[0], chunks, groups, 2
 
 
@@ -138,6 +140,24 @@ def run_forward(x: Map, y: Map, extremes: "torch.Tensor", norm: Norm) -> tuple[f
         _dispatch.ceiling(), *_map(x), *_map(y), extremes.data_ptr(), *_numbers(x, norm)
     )
     return bounds
+
+
+def run_extremes(x: Map, extremes: "torch.Tensor", norm: Norm) -> tuple[float, float]:
+    """Call the kernel that finds `extremes` alone; return bounds of y and 0, NaN first for NaN."""
+    if x.values.numel() == 0:
+        return 0.0, 0.0
+    bounds: tuple[float, float] = _extension().range_evonorm_extremes(
+        _dispatch.ceiling(), *_map(x), extremes.data_ptr(), *_numbers(x, norm)
+    )
+    return bounds
+
+
+def run_normalise(x: Map, y: Map, extremes: "torch.Tensor", norm: Norm) -> None:
+    """Call the kernel that normalises with `extremes` that are known."""
+    if x.values.numel():
+        _extension().range_evonorm_normalise(
+            _dispatch.ceiling(), *_map(x), *_map(y), extremes.data_ptr(), *_numbers(x, norm)
+        )
 
 
 def run_backward(x: Map, extremes: "torch.Tensor", grad: Map, norm: Norm) -> NormGradients:

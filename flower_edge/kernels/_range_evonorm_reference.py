@@ -1,6 +1,7 @@
 """The slow twins of `_range_evonorm.py`, in plain torch, for any floating dtype and device."""
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flower_edge.kernels._quantised import LEVELS, QuantisedTensor
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 CHUNKS = 16
 
 
+@lru_cache(maxsize=1024)
 def range_factor(elements: int) -> float:
     r"""Give :math:`c = 0.175\, (1 + \sqrt{\pi \ln 4}) / \sqrt{2 \ln m}`.
 

@@ -6,7 +6,7 @@ back when the last tensor over it has died, and serves the next result of about 
 """
 
 import os
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from math import prod
 from threading import Lock
@@ -124,7 +124,8 @@ class Workspace:
             self._collect()
             at = bisect_left(self._free, length, key=len)
             if at < len(self._free) and len(self._free[at]) <= length * _WASTE:
-                block = self._free.pop(at)
+                # Of equals the last that came back: it may still be in a cache.
+                block = self._free.pop(bisect_right(self._free, len(self._free[at]), key=len) - 1)
                 self._free_bytes -= block.nbytes
                 return block
         unaligned = np.empty(length + _LINE // _FLOAT, np.float32)

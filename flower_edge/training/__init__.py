@@ -14,7 +14,7 @@ from flower_edge.training.gradient_angle import GradientAngle, gradient_angle
 from flower_edge.training.gradient_filter import GradientFilter
 from flower_edge.training.int8 import Int8Training
 from flower_edge.training.kept_profiles import kept_profile
-from flower_edge.training.layers import EdgeConv2d, EdgeLinear
+from flower_edge.training.layers import EdgeConv2d, EdgeLinear, EdgeRangeEvoNorm
 from flower_edge.training.lean_activations import LeanActivations
 from flower_edge.training.memory import SavedBytes, saved_bytes
 from flower_edge.training.paths import LayerPath, Paths, explain
@@ -36,6 +36,7 @@ __all__ = [
     "Deadline",
     "EdgeConv2d",
     "EdgeLinear",
+    "EdgeRangeEvoNorm",
     "ElasticTrainer",
     "Energy",
     "FrozenNorm",

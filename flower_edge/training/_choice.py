@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flower_edge.training import _filter_ops, _ops
+from flower_edge.training._quantised_map import QuantisedMap
 
 if TYPE_CHECKING:
     from flower_edge.training._filtered_conv import ConvFilter
@@ -133,7 +134,7 @@ def looked_up(key: tuple[object, ...], x: Tensor, measure: Callable[[], Measurem
     record = _known.get(key)
     if record is not None and not record.count_use():
         return record.measurement
-    if type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta:
+    if type(x) not in (Tensor, torch.nn.Parameter, QuantisedMap) or x.is_meta:
         return None if record is None else record.measurement
     found = measure()
     if record is None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flower_edge.training import _choice, _int8_ops, _ops
 from flower_edge.training._int8_ops import Geometry
+from flower_edge.training._quantised_map import QuantisedMap
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,19 @@ class Int8Arithmetic:
         Whether gradients are rounded by chance.
     measured : bool
         Whether torch's own way is used where it is measured to be faster.
+    chained : bool
+        Whether bytes are handed on.
     """
 
     error_bits: int
     stochastic: bool
     measured: bool
+    chained: bool = False
 
     def __str__(self) -> str:
         rounding = "stochastic" if self.stochastic else "nearest"
-        return f"Int8Training(error_bits={self.error_bits}, rounding={rounding!r})"
+        chain = ", chain=True" if self.chained else ""
+        return f"Int8Training(error_bits={self.error_bits}, rounding={rounding!r}{chain})"
 
 
 def int8_conv2d(
@@ -84,7 +89,7 @@ def measured(
     """
     dtype = torch.get_autocast_dtype(x.device.type) if _ops.autocast_enabled(x.device.type) else x.dtype
     key = (
-        *(tuple(x.shape), tuple(weight.shape), geometry, way, x.requires_grad, weight.requires_grad),
+        *(tuple(x.shape), tuple(weight.shape), geometry, way, x.requires_grad, weight.requires_grad, type(x)),
         *(_ops.is_channels_last(x), _ops.is_channels_last(weight), x.dtype, dtype, x.device),
         torch.get_num_threads(),
     )
@@ -97,6 +102,8 @@ def _measure(
     needs = (x.requires_grad, weight.requires_grad)
     seed = torch.zeros((), dtype=torch.int64)
     with torch.no_grad(), _ops.without_autocast(x.device.type):
+        given = x.cells.quantised() if isinstance(x, QuantisedMap) else None
+        x = x.cells.floats() if isinstance(x, QuantisedMap) else x
         # Values do not matter to the clock, layouts do: the output stands in for its gradient.
         grad = torch.conv2d(x.to(dtype), weight.to(dtype), None, *geometry)
         exact_grad, quantised_grad = grad, grad.float()
@@ -108,7 +115,7 @@ def _measure(
             return torch.ops.aten.convolution_backward(exact_grad, cells, taps, None, *rest)
 
         def ours() -> object:
-            _, values, meaning = _int8_ops.forward(x.float(), weight, None, geometry)
+            _, values, meaning = _int8_ops.forward(x.float(), weight, None, geometry, given)
             saved = (values, meaning, seed)
             rest = (way.error_bits, way.stochastic, needs)
             return _int8_ops.backward(quantised_grad, weight, saved, geometry, *rest)
@@ -134,11 +141,7 @@ class _Int8Conv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                "training in 8 bits has no second derivative, and create_graph=True asks for one; "
-                "use create_graph=False, or flower_edge.training.restore_(model) for exact gradients"
-            )
+        _int8_ops.refuse_second_derivatives()
         weight, *saved = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = grad_weight = None

@@ -34,8 +34,17 @@ class Geometry(NamedTuple):
     groups: int
 
 
+def refuse_second_derivatives() -> None:
+    """Raise, in a backward pass, where derivatives of it are asked for."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "training in 8 bits has no second derivative, and create_graph=True asks for one; "
+            "use create_graph=False, or flower_edge.training.restore_(model) for exact gradients"
+        )
+
+
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, given: QuantisedTensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantise input and weight, and convolve.
 
@@ -49,6 +58,8 @@ def forward(
         Shape ``(C_out,)``.
     geometry : Geometry
         Everything else.
+    given : QuantisedTensor, optional
+        `x` in 8 bits, where it is there already. Default: it is quantised.
 
     Returns
     -------
@@ -59,6 +70,8 @@ def forward(
     meaning : Tensor
         float64: scale and zero point of `values`.
     """
+    if given is not None:
+        return _convolved(given, weight, bias, *geometry)
     run = _forward if is_eager(x) else torch.ops.flower_edge.int8_conv2d.default
     found: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, *geometry)
     return found
@@ -112,8 +125,21 @@ def _forward(
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
+        return _convolved(quantise(x), weight, bias, stride, padding, dilation, groups)
+
+
+def _convolved(
+    quantised: QuantisedTensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.no_grad():
+        x = quantised.values
         shape = conv_shape(x.shape, weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups)
-        quantised = quantise(x)
         y = int8_conv(quantised, pack_weight(weight, shape), bias)
         meaning = torch.tensor((quantised.scale, float(quantised.zero_point)), dtype=torch.float64)
         return y, quantised.values, meaning

@@ -9,7 +9,8 @@ from torch import nn
 
 from flower_edge.kernels._int8_shape import check_geometry
 from flower_edge.training._int8_conv import Int8Arithmetic
-from flower_edge.training.layers import EdgeConv2d, EdgeLinear
+from flower_edge.training.layers import EdgeConv2d, EdgeLinear, EdgeRangeEvoNorm
+from flower_edge.training.range_evonorm import RangeEvoNorm
 from flower_edge.training.rule import Rule
 from flower_edge.training.where import Where, check_where
 
@@ -55,11 +56,16 @@ class Int8Training:
         which torch's own is faster (in autocast's dtype, where that is on) uses it;
         :func:`flower_edge.training.explain` says which. The choice may then differ between machines and runs.
         "never": always in 8 bits.
+    chain : bool, default False
+        Whether layers hand bytes to each other: convolutions, :class:`RangeEvoNorm`, which then computes with
+        bytes too and is among the layers of `where`, and the additions and ReLUs between them. What lies
+        between two layers is then bytes with a scale of its own, and that alone is saved. Other operations
+        see a float32 tensor, as ever.
 
     Raises
     ------
     TypeError
-        If `where` is none of these.
+        If `where` is none of these, or `chain` no bool.
     ValueError
         If another value is none of these.
     """
@@ -68,6 +74,7 @@ class Int8Training:
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     where: Where = _everywhere
     fallback: Literal["measured", "never"] = "measured"
+    chain: bool = False
 
     def __post_init__(self) -> None:
         if self.error_bits not in (8, 16) or isinstance(self.error_bits, bool):
@@ -77,10 +84,13 @@ class Int8Training:
         check_where(self.where)
         if self.fallback not in ("measured", "never"):
             raise ValueError(f"fallback is {self.fallback!r}, expected 'measured' or 'never'")
+        if not isinstance(self.chain, bool):
+            raise TypeError(f"chain is {self.chain!r}, expected True or False")
 
     def layers(self) -> Mapping[type[nn.Module], type[nn.Module]]:
-        """Convolutions over two dimensions, and linear layers."""
-        return {nn.Conv2d: EdgeConv2d, nn.Linear: EdgeLinear}
+        """Convolutions over two dimensions and linear layers; with `chain`, RangeEvoNorm."""
+        carriers: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: EdgeConv2d, nn.Linear: EdgeLinear}
+        return carriers | {RangeEvoNorm: EdgeRangeEvoNorm} if self.chain else carriers
 
     def rule(self, layer: nn.Module) -> Rule:
         """Set all parts.
@@ -88,7 +98,7 @@ class Int8Training:
         Parameters
         ----------
         layer : Module
-            A convolution or a linear layer.
+            A convolution, a linear layer or, with `chain`, a RangeEvoNorm.
 
         Returns
         -------
@@ -98,8 +108,16 @@ class Int8Training:
         Raises
         ------
         ValueError
-            If it is neither, its weight is not float32, or sums of its products might overflow 32 bits.
+            If it is none of these, its weight is not float32, or sums of its products might overflow 32 bits.
         """
+        part = Int8Arithmetic(
+            self.error_bits, self.rounding == "stochastic", self.fallback == "measured", self.chain
+        )
+        if self.chain and isinstance(layer, RangeEvoNorm):
+            for parameter in layer.parameters():
+                if parameter.dtype != torch.float32:
+                    raise ValueError(f"its parameters are {parameter.dtype}, expected torch.float32")
+            return Rule(forward=part, saved=part, grad_input=part)
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             raise ValueError(f"it is a {type(layer).__name__}, expected a Conv2d or a Linear")
         if layer.weight.dtype != torch.float32:
@@ -108,5 +126,4 @@ class Int8Training:
             check_geometry(layer.weight.shape, layer.stride, layer.groups)
         else:
             check_geometry((*layer.weight.shape, 1, 1), (1, 1), 1)
-        part = Int8Arithmetic(self.error_bits, self.rounding == "stochastic", self.fallback == "measured")
         return Rule(forward=part, saved=part, grad_input=part, grad_weight=part)

@@ -8,12 +8,14 @@ from flower_edge.training._choice import Measurement, measured
 from flower_edge.training._filter_ops import saves_operations
 from flower_edge.training._filtered_conv import ConvFilter, PatchFilter, filtered_conv2d
 from flower_edge.training._folded_conv import Fold, scaled, scaled_conv2d
+from flower_edge.training._int8_chain import chained_conv2d, chained_range_evonorm, hands_bytes
 from flower_edge.training._int8_conv import Int8Arithmetic, int8_conv2d
 from flower_edge.training._int8_conv import measured as measured_in_8_bits
 from flower_edge.training._int8_ops import Geometry
 from flower_edge.training._ops import autocast_enabled
 from flower_edge.training._sign_conv import pruned_conv2d
 from flower_edge.training.pruning import PrunedFeedback
+from flower_edge.training.range_evonorm import RangeEvoNorm
 from flower_edge.training.rule import Rule
 
 
@@ -65,6 +67,8 @@ class EdgeConv2d(nn.Conv2d):
         geometry = Geometry(self.stride, padding, self.dilation, self.groups)
         if not pays_in_8_bits(self, x, self.weight, geometry, way):
             return super().forward(input)
+        if way.chained and hands_bytes(x):
+            return chained_conv2d(x, self.weight, self.bias, geometry, way.error_bits, way.stochastic)
         return int8_conv2d(x, self.weight, self.bias, geometry, way)
 
     def _trains(self, input: Tensor, scale: Tensor | None) -> bool:
@@ -158,6 +162,39 @@ class EdgeLinear(nn.Linear):
         if not pays_in_8_bits(self, x, weight, geometry, way):
             return super().forward(input)
         return int8_conv2d(x, weight, self.bias, geometry, way).reshape(*input.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Describe the layer and its rule."""
+        return f"{super().extra_repr()}, rule=({self.rule})"
+
+
+class EdgeRangeEvoNorm(RangeEvoNorm):
+    """A Range-EvoNorm that trains on bytes; :func:`prepare_` makes it out of :class:`RangeEvoNorm`.
+
+    Parameters, hooks and ``state_dict`` are those of :class:`RangeEvoNorm`. In eval mode, and where no
+    gradient is wanted, so is the output.
+
+    Attributes
+    ----------
+    rule : Rule
+        How it computes.
+    """
+
+    original = RangeEvoNorm
+
+    rule: Rule = Rule()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise a batch of shape ``(N, C, H, W)``, in floats or in bytes."""
+        way = self.rule.forward
+        trained = input.requires_grad or any(parameter.requires_grad for parameter in self.parameters(False))
+        trains = trained and torch.is_grad_enabled()
+        if not isinstance(way, Int8Arithmetic) or not self.training or not trains or not input.numel():
+            return super().forward(input)
+        if not hands_bytes(input):
+            return super().forward(input)
+        self.check_input(input)
+        return chained_range_evonorm(input, self.weight, self.bias, self.v, self.groups, self.eps)
 
     def extra_repr(self) -> str:
         """Describe the layer and its rule."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from flower_edge.training._quantised_map import QuantisedMap
+
 
 @dataclass(frozen=True)
 class SavedBytes:
@@ -67,9 +69,9 @@ def saved_bytes(
     running: list[str] = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found.setdefault(storage.data_ptr(), (running[-1] if running else "", storage))
+        for storage in tensor.storages() if isinstance(tensor, QuantisedMap) else [tensor.untyped_storage()]:
+            if storage.data_ptr() not in own:
+                found.setdefault(storage.data_ptr(), (running[-1] if running else "", storage))
         return tensor
 
     with _unchanged(model), torch.enable_grad():

@@ -7,7 +7,7 @@ from torch import nn
 from flower_edge.training._choice import Measurement
 from flower_edge.training._filtered_conv import PatchFilter
 from flower_edge.training._int8_conv import Int8Arithmetic
-from flower_edge.training.layers import EdgeConv2d, EdgeLinear
+from flower_edge.training.layers import EdgeConv2d, EdgeLinear, EdgeRangeEvoNorm
 from flower_edge.training.pruning import PrunedFeedback
 
 
@@ -81,13 +81,15 @@ def explain(model: nn.Module) -> Paths:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
-    layers = (
-        (name, layer) for name, layer in model.named_modules() if isinstance(layer, EdgeConv2d | EdgeLinear)
-    )
+    prepared = EdgeConv2d | EdgeLinear | EdgeRangeEvoNorm
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, prepared))
     return Paths(tuple(_path(name or "(the model)", layer) for name, layer in layers))
 
 
-def _path(name: str, layer: EdgeConv2d | EdgeLinear) -> LayerPath:
+def _path(name: str, layer: EdgeConv2d | EdgeLinear | EdgeRangeEvoNorm) -> LayerPath:
+    if isinstance(layer, EdgeRangeEvoNorm):
+        path, why = ("int8", str(layer.rule.forward)) if layer.training else ("exact", "in eval mode")
+        return LayerPath(name, path, why, None, None)
     way, known = layer.rule.grad_weight, layer.measurement
     if isinstance(way, PrunedFeedback):
         known = way.pruner.measurement

@@ -93,9 +93,13 @@ class RangeEvoNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise a batch of shape ``(N, C, H, W)``; channels last is fastest."""
+        self.check_input(input)
+        return range_evonorm(input, self.weight, self.bias, self.v, self.groups, self.eps)
+
+    def check_input(self, input: Tensor) -> None:
+        """Refuse what is no map of this layer's channels."""
         if input.dim() != 4 or input.shape[1] != self.num_channels:
             raise ValueError(f"input has shape {tuple(input.shape)}, expected (N, {self.num_channels}, H, W)")
-        return range_evonorm(input, self.weight, self.bias, self.v, self.groups, self.eps)
 
     def extra_repr(self) -> str:
         """Describe the layer."""

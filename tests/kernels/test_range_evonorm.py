@@ -12,6 +12,7 @@ from torch import Tensor
 from flower_edge import kernels
 from flower_edge.kernels import _dispatch
 from flower_edge.kernels._quantised import QuantisedTensor
+from flower_edge.kernels._quantised_range_evonorm import fitted_range_evonorm
 
 ISAS = kernels.available_isas()
 EPS = 1e-3
@@ -184,6 +185,23 @@ def test_a_quantised_result_is_rounded_and_cut_off(way: str) -> None:
         representable = exact.clamp(-scale * zero_point, scale * (255 - zero_point))
         assert float((floats(y) - representable).abs().max()) <= scale * (0.5 + 1e-3)
         assert bounds == pytest.approx((float(exact.min()), float(exact.max())), rel=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "groups"), SHAPES)
+def test_levels_fit_a_result_before_it_is_known(way: str, shape: tuple[int, ...], groups: int) -> None:
+    x, _, (weight, bias, v) = drawn(shape)
+    stored = quantised(x, 2**-5, 130)
+    for parameters in ((weight, bias, v), (-weight, bias, -v), (weight, bias, None), (None, None, v)):
+        exact = expected(floats(stored), x, (parameters[0], parameters[1], parameters[2]), groups)[0]
+        y, extremes = fitted_range_evonorm(stored, *parameters, groups, EPS)
+
+        span = max(0.0, float(exact.max())) - min(0.0, float(exact.min()))
+        # Between two bytes y may be a little less than at either.
+        assert 0.99 * span <= 255 * y.scale <= 1.05 * span
+        assert float((floats(y) - exact).abs().max()) <= 1.01 * y.scale
+        assert torch.equal(extremes, kernels.quantised_range_evonorm(stored, *parameters, groups, EPS)[1])
+    with pytest.raises(ValueError, match="finite"):
+        fitted_range_evonorm(stored, weight, torch.full_like(bias, float("inf")), v, groups, EPS)
 
 
 def test_instruction_sets_agree_on_bytes() -> None:
