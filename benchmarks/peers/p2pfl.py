@@ -17,9 +17,10 @@ takes more seconds in eight processes than in one, without any exchange. What it
 table, too.
 
 Bytes are those of all nodes together: ours as the kernel counts them at the sockets where they arrive, with
-TLS and HTTP/2 (what TCP sends again does not count); p2pfl's as the messages' own, in clear text, since it
-has no certificates of its own. p2pfl averages the models of all nodes in each round and hands them on along
-the ring; ours mixes by D-PSGD with two neighbours, and keeps a state on disk. p2pfl has all cores.
+TLS, its handshakes and HTTP/2 (what TCP sends again does not count); p2pfl's as the messages' own, in clear
+text, since it has no certificates of its own. p2pfl averages the models of all nodes in each round and hands
+them on along the ring; ours mixes by D-PSGD with two neighbours, and keeps a state on disk. p2pfl has all
+cores.
 """
 
 import argparse
