@@ -12,19 +12,26 @@ TARGET FE_INLINE VEC NAME(raw)(const fe_norm_map *map, int64_t at, int64_t n, in
     return bytes ? NAME(load_bytes)(map->bytes + at, n) : NAME(load)(map->floats + at, n);
 }
 
-TARGET FE_INLINE void NAME(extremes_of)(const norm_job *job, span pixels, float *most, float *least, int bytes) {
+TARGET FE_INLINE void NAME(extremes_of_lanes)(const norm_job *job, span pixels, float *most, float *least, int64_t c,
+                                              int64_t n, int bytes) {
     const int64_t channels = job->channels;
-    for (int64_t c = 0; c < channels; c += LANES) {
-        int64_t n = least_of(channels - c, LANES);
-        VEC top = NAME(load)(most + c, n), bottom = NAME(load)(least + c, n);
-        for (int64_t i = pixels.begin; i < pixels.end; i++) {
-            VEC x = NAME(raw)(&job->x, i * channels + c, n, bytes);
-            top = NAME(maximum)(x, top);
-            bottom = NAME(minimum)(x, bottom);
-        }
-        NAME(store)(most + c, top, n);
-        NAME(store)(least + c, bottom, n);
+    VEC top = NAME(load)(most + c, n), bottom = NAME(load)(least + c, n);
+    for (int64_t i = pixels.begin; i < pixels.end; i++) {
+        VEC x = NAME(raw)(&job->x, i * channels + c, n, bytes);
+        top = NAME(maximum)(x, top);
+        bottom = NAME(minimum)(x, bottom);
     }
+    NAME(store)(most + c, top, n);
+    NAME(store)(least + c, bottom, n);
+}
+
+/* Whole vectors have a loop of their own, which asks for no number of lanes. */
+TARGET FE_INLINE void NAME(extremes_of)(const norm_job *job, span pixels, float *most, float *least, int bytes) {
+    int64_t c = 0;
+    for (; c + LANES <= job->channels; c += LANES)
+        NAME(extremes_of_lanes)(job, pixels, most, least, c, LANES, bytes);
+    if (c < job->channels)
+        NAME(extremes_of_lanes)(job, pixels, most, least, c, job->channels - c, bytes);
 }
 
 TARGET static void NAME(extremes)(const norm_job *job, span pixels, float *most, float *least) {
@@ -79,30 +86,40 @@ TARGET FE_INLINE void NAME(widen)(float *bounds, VEC lowest, VEC highest) {
     }
 }
 
-TARGET FE_INLINE void NAME(normalise_of)(norm_job *job, int x_bytes, int y_bytes) {
-    const int64_t channels = job->channels, block = BLOCK / channels + 1;
+/* Pixels [begin, end) of `n` channels from c on. */
+TARGET FE_INLINE void NAME(normalise_lanes)(const norm_job *job, int64_t begin, int64_t end, int64_t c, int64_t n, VEC *lowest,
+                                            VEC *highest, int x_bytes, int y_bytes) {
+    const int64_t channels = job->channels;
+    const fe_norm_map map = job->x, out = job->y;
     const VEC zero = NAME(set)(0.0f), one = NAME(set)(1.0f), offset = NAME(set)(job->offset);
     const VEC inverse = NAME(set)(job->inverse_scale), y_zero = NAME(set)(job->y.zero);
-    VEC lowest = zero, highest = zero;
+    const VEC gain = NAME(load)(job->gain + c, n), shift = NAME(load)(job->shift + c, n);
+    const VEC slope = NAME(load)(job->slope + c, n);
+    VEC low = *lowest, high = *highest;
+    for (int64_t i = begin; i < end; i++) {
+        VEC x = NAME(read)(&map, i * channels + c, n, x_bytes);
+        VEC u = NAME(multiply_add)(x, slope, offset);
+        VEC gate = NAME(minimum)(NAME(maximum)(u, zero), one);
+        VEC y = NAME(multiply_add)(NAME(multiply)(x, gate), gain, shift);
+        low = NAME(minimum)(y, low);
+        high = NAME(maximum)(y, high);
+        if (y_bytes)
+            NAME(store_bytes)(out.bytes + i * channels + c, NAME(multiply_add)(y, inverse, y_zero), n);
+        else
+            NAME(store)(out.floats + i * channels + c, y, n);
+    }
+    *lowest = low, *highest = high;
+}
+
+TARGET FE_INLINE void NAME(normalise_of)(norm_job *job, int x_bytes, int y_bytes) {
+    const int64_t channels = job->channels, block = BLOCK / channels + 1;
+    VEC lowest = NAME(set)(0.0f), highest = lowest;
     for (int64_t begin = 0; begin < job->pixels; begin += block) {
-        int64_t end = least_of(begin + block, job->pixels);
-        for (int64_t c = 0; c < channels; c += LANES) {
-            int64_t n = least_of(channels - c, LANES);
-            VEC gain = NAME(load)(job->gain + c, n), shift = NAME(load)(job->shift + c, n);
-            VEC slope = NAME(load)(job->slope + c, n);
-            for (int64_t i = begin; i < end; i++) {
-                VEC x = NAME(read)(&job->x, i * channels + c, n, x_bytes);
-                VEC u = NAME(multiply_add)(x, slope, offset);
-                VEC gate = NAME(minimum)(NAME(maximum)(u, zero), one);
-                VEC y = NAME(multiply_add)(NAME(multiply)(x, gate), gain, shift);
-                lowest = NAME(minimum)(y, lowest);
-                highest = NAME(maximum)(y, highest);
-                if (y_bytes)
-                    NAME(store_bytes)(job->y.bytes + i * channels + c, NAME(multiply_add)(y, inverse, y_zero), n);
-                else
-                    NAME(store)(job->y.floats + i * channels + c, y, n);
-            }
-        }
+        int64_t end = least_of(begin + block, job->pixels), c = 0;
+        for (; c + LANES <= channels; c += LANES)
+            NAME(normalise_lanes)(job, begin, end, c, LANES, &lowest, &highest, x_bytes, y_bytes);
+        if (c < channels)
+            NAME(normalise_lanes)(job, begin, end, c, channels - c, &lowest, &highest, x_bytes, y_bytes);
     }
     NAME(widen)(job->bounds, lowest, highest);
 }
@@ -118,35 +135,44 @@ TARGET static void NAME(normalise)(norm_job *job) {
         NAME(normalise_of)(job, 0, 0);
 }
 
+TARGET FE_INLINE void NAME(differentiate_lanes)(const norm_job *job, const norm_sums *sums, int64_t begin, int64_t end,
+                                                int64_t c, int64_t n, VEC *lowest, VEC *highest, int x_bytes, int grad_bytes) {
+    const int64_t channels = job->channels;
+    const fe_norm_map map = job->x, error = job->grad;
+    float *out = job->dx;
+    const VEC zero = NAME(set)(0.0f), one = NAME(set)(1.0f), offset = NAME(set)(job->offset);
+    const VEC gain = NAME(load)(job->gain + c, n), slope = NAME(load)(job->slope + c, n);
+    VEC grad_n = NAME(load)(sums->grad_n + c, n), grad = NAME(load)(sums->grad + c, n);
+    VEC grad_x_x = NAME(load)(sums->grad_x_x + c, n), low = *lowest, high = *highest;
+    for (int64_t i = begin; i < end; i++) {
+        VEC x = NAME(read)(&map, i * channels + c, n, x_bytes);
+        VEC d = NAME(read)(&error, i * channels + c, n, grad_bytes);
+        VEC inner = NAME(multiply)(x, slope), u = NAME(add)(inner, offset);
+        VEC gate = NAME(minimum)(NAME(maximum)(u, zero), one);
+        grad_n = NAME(multiply_add)(d, NAME(multiply)(x, gate), grad_n);
+        grad = NAME(add)(grad, d);
+        grad_x_x = NAME(multiply_add)(NAME(within)(u, NAME(multiply)(d, x)), x, grad_x_x);
+        VEC slope_of_n = NAME(add)(gate, NAME(within)(u, inner));
+        VEC dx = NAME(multiply)(NAME(multiply)(d, gain), slope_of_n);
+        low = NAME(minimum)(dx, low);
+        high = NAME(maximum)(dx, high);
+        NAME(store)(out + i * channels + c, dx, n);
+    }
+    NAME(store)(sums->grad_n + c, grad_n, n);
+    NAME(store)(sums->grad + c, grad, n);
+    NAME(store)(sums->grad_x_x + c, grad_x_x, n);
+    *lowest = low, *highest = high;
+}
+
 TARGET FE_INLINE void NAME(differentiate_of)(norm_job *job, const norm_sums *sums, int x_bytes, int grad_bytes) {
     const int64_t channels = job->channels, block = BLOCK / channels + 1;
-    const VEC zero = NAME(set)(0.0f), one = NAME(set)(1.0f), offset = NAME(set)(job->offset);
-    VEC lowest = zero, highest = zero;
+    VEC lowest = NAME(set)(0.0f), highest = lowest;
     for (int64_t begin = 0; begin < job->pixels; begin += block) {
-        int64_t end = least_of(begin + block, job->pixels);
-        for (int64_t c = 0; c < channels; c += LANES) {
-            int64_t n = least_of(channels - c, LANES);
-            VEC gain = NAME(load)(job->gain + c, n), slope = NAME(load)(job->slope + c, n);
-            VEC grad_n = NAME(load)(sums->grad_n + c, n), grad = NAME(load)(sums->grad + c, n);
-            VEC grad_x_x = NAME(load)(sums->grad_x_x + c, n);
-            for (int64_t i = begin; i < end; i++) {
-                VEC x = NAME(read)(&job->x, i * channels + c, n, x_bytes);
-                VEC d = NAME(read)(&job->grad, i * channels + c, n, grad_bytes);
-                VEC inner = NAME(multiply)(x, slope), u = NAME(add)(inner, offset);
-                VEC gate = NAME(minimum)(NAME(maximum)(u, zero), one);
-                grad_n = NAME(multiply_add)(d, NAME(multiply)(x, gate), grad_n);
-                grad = NAME(add)(grad, d);
-                grad_x_x = NAME(multiply_add)(NAME(within)(u, NAME(multiply)(d, x)), x, grad_x_x);
-                VEC slope_of_n = NAME(add)(gate, NAME(within)(u, inner));
-                VEC dx = NAME(multiply)(NAME(multiply)(d, gain), slope_of_n);
-                lowest = NAME(minimum)(dx, lowest);
-                highest = NAME(maximum)(dx, highest);
-                NAME(store)(job->dx + i * channels + c, dx, n);
-            }
-            NAME(store)(sums->grad_n + c, grad_n, n);
-            NAME(store)(sums->grad + c, grad, n);
-            NAME(store)(sums->grad_x_x + c, grad_x_x, n);
-        }
+        int64_t end = least_of(begin + block, job->pixels), c = 0;
+        for (; c + LANES <= channels; c += LANES)
+            NAME(differentiate_lanes)(job, sums, begin, end, c, LANES, &lowest, &highest, x_bytes, grad_bytes);
+        if (c < channels)
+            NAME(differentiate_lanes)(job, sums, begin, end, c, channels - c, &lowest, &highest, x_bytes, grad_bytes);
     }
     NAME(widen)(job->bounds, lowest, highest);
 }
