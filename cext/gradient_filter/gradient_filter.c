@@ -5,20 +5,10 @@
 
 #include <stdlib.h>
 
-/* Compilers know of AMX since these. */
-#if defined(__x86_64__) && ((defined(__clang__) && __clang_major__ >= 11) || (!defined(__clang__) && __GNUC__ >= 11))
-#define HAS_TILES 1
-#else
-#define HAS_TILES 0
-#endif
-
 #include "serial.h"
 #if defined(__x86_64__)
 #include "avx2.h"
 #include "avx512.h"
-#if HAS_TILES
-#include "amx.h"
-#endif
 #elif defined(__aarch64__)
 #include "neon.h"
 #endif
@@ -28,9 +18,6 @@ static const filter_version *const kernels[FE_ISA_COUNT] = {
 #if defined(__x86_64__)
     [FE_AVX2] = &version_avx2,
     [FE_AVX512] = &version_avx512,
-#if HAS_TILES
-    [FE_AMX] = &version_amx,
-#endif
 #elif defined(__aarch64__)
     [FE_NEON] = &version_neon,
 #endif
@@ -41,20 +28,10 @@ enum {
     PIECES = 64,
 };
 
-/* Tiles of bfloat16s come from floats by instructions of their own, which a hypervisor may hide. */
-static int is_complete(int isa) {
-#if HAS_TILES
-    return isa != FE_AMX || __builtin_cpu_supports("avx512bf16");
-#else
-    (void)isa;
-    return 1;
-#endif
-}
-
 fe_isa fe_gradient_filter_isa(fe_isa ceiling) {
     fe_version versions[FE_ISA_COUNT];
     for (int isa = 0; isa < FE_ISA_COUNT; isa++)
-        versions[isa] = kernels[isa] && is_complete(isa) ? (fe_version)kernels[isa]->pool_row : NULL;
+        versions[isa] = kernels[isa] ? (fe_version)kernels[isa]->pool_row : NULL;
     return fe_isa_choose(ceiling, versions);
 }
 
