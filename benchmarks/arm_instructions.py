@@ -21,7 +21,16 @@ from pathlib import Path
 from benchmarks.harness import Benchmark, run
 
 ROOT = Path(__file__).parent.parent
-FAMILIES = ("mix", "sign_bits", "gradient_filter", "spectrum", "int8", "range_evonorm")
+FAMILIES = (
+    "mix",
+    "sign_bits",
+    "gradient_filter",
+    "spectrum",
+    "int8",
+    "range_evonorm",
+    "byte_sums",
+    "sparse_grad",
+)
 CORES = {"cortex-a72": ("neon", FAMILIES), "cortex-a76": ("dotprod", ("int8",)), "max": ("i8mm", ("int8",))}
 """What runs on an emulated core, and which families it is counted for."""
 

@@ -1,11 +1,13 @@
 /* Calls a family's kernels as often as it is told to, for whoever counts instructions: `calls FAMILY COUNT`, with
  * FLOWER_EDGE_ISA as everywhere. Says which version ran. Exits 2 on wrong arguments. */
+#include "byte_sums/byte_sums.h"
 #include "check.h"
 #include "gradient_filter/gradient_filter.h"
 #include "int8/int8.h"
 #include "mix/mix.h"
 #include "range_evonorm/range_evonorm.h"
 #include "sign_bits/sign_bits.h"
+#include "sparse_grad/sparse_grad.h"
 #include "spectrum/spectrum.h"
 
 #include <math.h>
@@ -82,22 +84,24 @@ static void spectrum(fe_isa isa) {
     fe_synthesise(isa, out, spectra, &tiling);
 }
 
+static const fe_conv small_conv = {
+    .images = 1,
+    .inputs = INPUTS,
+    .outputs = OUTPUTS,
+    .height = 8,
+    .width = 8,
+    .kernel = {3, 3},
+    .stride = {1, 1},
+    .padding = {1, 1},
+    .dilation = {1, 1},
+    .groups = 1,
+};
+
 /* What a layer does in a training step: the input and the gradient of the output become bytes, three products. */
 static void int8(fe_isa isa) {
     static uint8_t x[PIXELS * INPUTS], error[PIXELS * OUTPUTS];
     static float grad_weight[OUTPUTS * 9 * INPUTS];
-    const fe_conv conv = {
-        .images = 1,
-        .inputs = INPUTS,
-        .outputs = OUTPUTS,
-        .height = 8,
-        .width = 8,
-        .kernel = {3, 3},
-        .stride = {1, 1},
-        .padding = {1, 1},
-        .dilation = {1, 1},
-        .groups = 1,
-    };
+    const fe_conv conv = small_conv;
     const fe_rounding nearest = {.inverse = 15.0f, .zero = 128, .most = 255};
     const fe_rounding by_chance = {.inverse = 15.0f, .zero = FE_ERROR_ZERO, .least = 1, .most = 255, .stochastic = 1, .seed = 1};
     fe_quantise(isa, x, rows[0], PIXELS * INPUTS, &nearest);
@@ -115,6 +119,37 @@ static void int8(fe_isa isa) {
         free(packed.scales);
     }
     if (fe_int8_grad_weight(isa, grad_weight, x, 128, 0.1f, error, NULL, &conv, 1))
+        exit(1);
+}
+
+/* The backward pass of a layer without four fifths of its gradient. */
+static void sparse_grad(fe_isa isa) {
+    /* Twice what a map has: chunks may have room to spare, and tiles some lists that are empty. */
+    enum { ROOM = 2 * PIXELS * OUTPUTS };
+    static uint32_t places[ROOM];
+    static float values[ROOM], grad_weight[OUTPUTS * 9 * INPUTS];
+    static int32_t counts[ROOM], bounds[ROOM], starts[ROOM];
+    static fe_listed entries[ROOM];
+    const fe_nonzeros left = {PIXELS, OUTPUTS, places, values, counts, bounds};
+    const fe_lists lists = {starts, entries};
+    const fe_sparse_weight weight = {.floats = rows[2]};
+    const fe_chunks chunks = fe_chunks_of(PIXELS, OUTPUTS);
+    float threshold;
+    if (chunks.chunks * chunks.room > ROOM || PIXELS * chunks.bounds > ROOM ||
+        fe_sparse_tiles(isa, &small_conv) * (OUTPUTS + 1) > ROOM ||
+        fe_pruning_threshold(&threshold, rows[1], PIXELS * OUTPUTS, 0.8) || fe_prune(isa, &left, rows[1], threshold, 1) ||
+        fe_sparse_lists(isa, &lists, &left, &small_conv) ||
+        fe_sparse_grad_input(isa, out, &left, &lists, &weight, &small_conv) ||
+        fe_sparse_grad_weight(isa, grad_weight, &lists, rows[0], &small_conv, 1))
+        exit(1);
+}
+
+static void byte_sums(fe_isa isa) {
+    static uint8_t bytes[LENGTH];
+    const fe_byte_map x = {(const uint8_t *)rows[0], 0.1f, 128}, y = {(const uint8_t *)rows[1], 0.2f, 7};
+    float ends[2];
+    if (fe_byte_sum_ends(isa, ends, &x, &y, LENGTH) || fe_byte_sum(isa, bytes, 5.0f, 100, &x, &y, LENGTH) ||
+        fe_mask_by_bytes(isa, out, rows[2], bytes, 100, LENGTH))
         exit(1);
 }
 
@@ -148,6 +183,8 @@ static const struct {
     {"spectrum", spectrum, fe_spectrum_isa},
     {"int8", int8, fe_int8_isa},
     {"range_evonorm", range_evonorm, fe_range_evonorm_isa},
+    {"byte_sums", byte_sums, fe_byte_sums_isa},
+    {"sparse_grad", sparse_grad, fe_sparse_grad_isa},
 };
 
 /* Half of the plane of frequencies, since the other half has the same waves. */

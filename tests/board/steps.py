@@ -15,6 +15,7 @@ from flower_edge.training import (
     GradientFilter,
     Int8Training,
     LeanActivations,
+    SignFeedback,
     Time,
     all_but_stem,
     prepare_,
@@ -47,6 +48,11 @@ METHODS: dict[str, Prepare | None] = {
     "8 bits": prepared(INT8),
     "Range-EvoNorm": replace_batchnorm_,
     "8 bits, Range-EvoNorm": lambda model: prepare_(replace_batchnorm_(model), INT8),
+    "8 bits from layer to layer, Range-EvoNorm": lambda model: prepare_(
+        replace_batchnorm_(model), Int8Training(fallback="never", chain=True)
+    ),
+    "pruned gradients": prepared(SignFeedback(fallback="never")),
+    "pruned gradients, sign feedback": prepared(SignFeedback(feedback="sign", fallback="never")),
     "elastic training": None,
 }
 
