@@ -124,8 +124,8 @@ static void int8(fe_isa isa) {
 
 /* The backward pass of a layer without four fifths of its gradient. */
 static void sparse_grad(fe_isa isa) {
-    /* Twice what a map has: chunks may have room to spare, and tiles some lists that are empty. */
-    enum { ROOM = 2 * PIXELS * OUTPUTS };
+    /* More than the map has: a chunk is a piece of a larger one. */
+    enum { ROOM = 2 * LENGTH };
     static uint32_t places[ROOM];
     static float values[ROOM], grad_weight[OUTPUTS * 9 * INPUTS];
     static int32_t counts[ROOM], bounds[ROOM], starts[ROOM];
