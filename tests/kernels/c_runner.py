@@ -9,7 +9,7 @@ CEXT = Path(__file__).parents[2] / "cext"
 FAMILIES = sorted(path.name.removesuffix("_test.c") for path in (CEXT / "tests").glob("*_test.c"))
 
 
-def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",), level: str = "-O3") -> Path:
+def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",), level: str = "-O2") -> Path:
     """Compile the runner of a kernel family, with warnings as errors; return the program."""
     program = into / f"{family}_test"
     sources = [
@@ -22,6 +22,7 @@ def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",), level: st
         *compiler,
         "-std=c11",
         level,
+        "-fpeel-loops",
         "-ffp-contract=off",
         "-Wall",
         "-Wextra",
