@@ -6,27 +6,6 @@
 #include <math.h>
 #include <stdint.h>
 
-static int read_count(PyObject *object, int64_t *count) {
-    *count = PyLong_AsLongLong(object);
-    if (PyErr_Occurred())
-        return -1;
-    if (*count >= 0 && *count <= INT64_MAX / 16)
-        return 0;
-    PyErr_SetString(PyExc_ValueError, "a length must be a number of elements that fits into memory");
-    return -1;
-}
-
-static int read_zero(PyObject *object, int *zero) {
-    long value = PyLong_AsLong(object);
-    if (PyErr_Occurred())
-        return -1;
-    *zero = (int)value;
-    if (value >= 0 && value <= 255)
-        return 0;
-    PyErr_SetString(PyExc_ValueError, "what means 0 must be a byte");
-    return -1;
-}
-
 static int read_scale(PyObject *object, float *scale) {
     *scale = (float)PyFloat_AsDouble(object);
     if (PyErr_Occurred())
@@ -42,7 +21,7 @@ enum { MAP_ARGUMENTS = 3 };
 
 static int read_map(PyObject *const *args, const char *name, fe_byte_map *map) {
     return fe_read_address(args[0], name, 0, &map->bytes) < 0 || read_scale(args[1], &map->scale) < 0 ||
-                   read_zero(args[2], &map->zero) < 0
+                   fe_read_byte(args[2], &map->zero) < 0
                ? -1
                : 0;
 }
@@ -57,7 +36,7 @@ static PyObject *py_ends(PyObject *module, PyObject *const *args, Py_ssize_t nar
     int64_t count;
     float ends[2];
     if (!fe_has_arguments("byte_sum_ends", nargs, 2 + 2 * MAP_ARGUMENTS) || fe_as_isa(args[0], &isa) < 0 ||
-        read_map(args + 1, "x", &x) < 0 || read_map(args + 4, "y", &y) < 0 || read_count(args[7], &count) < 0)
+        read_map(args + 1, "x", &x) < 0 || read_map(args + 4, "y", &y) < 0 || fe_read_length(args[7], &count) < 0)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
@@ -77,8 +56,8 @@ static PyObject *py_sum(PyObject *module, PyObject *const *args, Py_ssize_t narg
     fe_byte_map x, y;
     int64_t count;
     if (!fe_has_arguments("byte_sum", nargs, 5 + 2 * MAP_ARGUMENTS) || fe_as_isa(args[0], &isa) < 0 ||
-        fe_read_address(args[1], "out", 0, &out) < 0 || read_scale(args[2], &inverse) < 0 || read_zero(args[3], &zero) < 0 ||
-        read_map(args + 4, "x", &x) < 0 || read_map(args + 7, "y", &y) < 0 || read_count(args[10], &count) < 0)
+        fe_read_address(args[1], "out", 0, &out) < 0 || read_scale(args[2], &inverse) < 0 || fe_read_byte(args[3], &zero) < 0 ||
+        read_map(args + 4, "x", &x) < 0 || read_map(args + 7, "y", &y) < 0 || fe_read_length(args[10], &count) < 0)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
@@ -99,7 +78,7 @@ static PyObject *py_mask(PyObject *module, PyObject *const *args, Py_ssize_t nar
     int64_t count;
     if (!fe_has_arguments("mask_by_bytes", nargs, 6) || fe_as_isa(args[0], &isa) < 0 ||
         fe_read_address(args[1], "out", 0, &out) < 0 || fe_read_address(args[2], "grad", 0, &grad) < 0 ||
-        fe_read_address(args[3], "bytes", 0, &bytes) < 0 || read_zero(args[4], &zero) < 0 || read_count(args[5], &count) < 0)
+        fe_read_address(args[3], "bytes", 0, &bytes) < 0 || fe_read_byte(args[4], &zero) < 0 || fe_read_length(args[5], &count) < 0)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS

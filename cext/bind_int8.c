@@ -24,27 +24,6 @@ static PyObject *none_of(int error) {
     return NULL;
 }
 
-static int read_length(PyObject *object, int64_t *length) {
-    *length = PyLong_AsLongLong(object);
-    if (PyErr_Occurred())
-        return -1;
-    if (*length >= 0 && *length <= INT64_MAX / 16)
-        return 0;
-    PyErr_SetString(PyExc_ValueError, "a length must be a number of elements that fits into memory");
-    return -1;
-}
-
-static int read_byte(PyObject *object, int *byte) {
-    long value = PyLong_AsLong(object);
-    if (PyErr_Occurred())
-        return -1;
-    *byte = (int)value;
-    if (value >= 0 && value <= 255)
-        return 0;
-    PyErr_SetString(PyExc_ValueError, "what means 0 must be a byte");
-    return -1;
-}
-
 PyDoc_STRVAR(range_doc, "value_range(isa, x, length)\n\nThe least and the greatest of float32 x and 0.");
 
 static PyObject *py_range(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
@@ -53,7 +32,7 @@ static PyObject *py_range(PyObject *module, PyObject *const *args, Py_ssize_t na
     const float *x;
     int64_t length;
     if (!fe_has_arguments("value_range", nargs, 3) || fe_as_isa(args[0], &isa) < 0 ||
-        fe_read_address(args[1], "x", 0, &x) < 0 || read_length(args[2], &length) < 0)
+        fe_read_address(args[1], "x", 0, &x) < 0 || fe_read_length(args[2], &length) < 0)
         return NULL;
     float low, high;
     int error;
@@ -68,8 +47,8 @@ enum { ROUNDING_NUMBERS = 5 };
 
 static int read_rounding(PyObject *const *args, fe_rounding *rounding) {
     *rounding = (fe_rounding){.inverse = (float)PyFloat_AsDouble(args[0]), .stochastic = args[4] != Py_None};
-    if (PyErr_Occurred() || read_byte(args[1], &rounding->zero) < 0 || read_byte(args[2], &rounding->least) < 0 ||
-        read_byte(args[3], &rounding->most) < 0)
+    if (PyErr_Occurred() || fe_read_byte(args[1], &rounding->zero) < 0 || fe_read_byte(args[2], &rounding->least) < 0 ||
+        fe_read_byte(args[3], &rounding->most) < 0)
         return -1;
     if (rounding->stochastic)
         rounding->seed = PyLong_AsUnsignedLongLongMask(args[4]);
@@ -93,7 +72,7 @@ static PyObject *py_quantise(PyObject *module, PyObject *const *args, Py_ssize_t
     fe_rounding rounding;
     if (!fe_has_arguments("quantise", nargs, 4 + ROUNDING_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
         fe_read_address(args[1], "out", 0, &out) < 0 || fe_read_address(args[2], "x", 0, &x) < 0 ||
-        read_length(args[3], &length) < 0 || read_rounding(args + 4, &rounding) < 0)
+        fe_read_length(args[3], &length) < 0 || read_rounding(args + 4, &rounding) < 0)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
@@ -115,7 +94,7 @@ static PyObject *py_quantise_error(PyObject *module, PyObject *const *args, Py_s
     if (!fe_has_arguments("quantise_error", nargs, 7 + ROUNDING_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
         fe_read_address(args[1], "out", 0, &out) < 0 || fe_read_address(args[2], "high", 0, &high) < 0 ||
         fe_read_address(args[3], "low", 0, &low) < 0 || fe_read_address(args[4], "x", 0, &x) < 0 ||
-        read_length(args[5], &length) < 0 || read_rounding(args + 6, &rounding) < 0)
+        fe_read_length(args[5], &length) < 0 || read_rounding(args + 6, &rounding) < 0)
         return NULL;
     float half_inverse = (float)PyFloat_AsDouble(args[6 + ROUNDING_NUMBERS]);
     if (PyErr_Occurred())
@@ -138,7 +117,7 @@ static PyObject *py_dequantise(PyObject *module, PyObject *const *args, Py_ssize
     int zero;
     if (!fe_has_arguments("dequantise", nargs, 6) || fe_as_isa(args[0], &isa) < 0 ||
         fe_read_address(args[1], "out", 0, &out) < 0 || fe_read_address(args[2], "x", 0, &x) < 0 ||
-        read_length(args[3], &length) < 0 || read_byte(args[5], &zero) < 0)
+        fe_read_length(args[3], &length) < 0 || fe_read_byte(args[5], &zero) < 0)
         return NULL;
     float scale = (float)PyFloat_AsDouble(args[4]);
     if (PyErr_Occurred())
@@ -206,7 +185,7 @@ static PyObject *py_conv(PyObject *module, PyObject *const *args, Py_ssize_t nar
     if (!fe_has_arguments("int8_conv", nargs, 11 + ROUNDING_NUMBERS + CONV_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
         fe_read_address(args[1], "floats", 1, &out.floats) < 0 ||
         fe_read_address(args[2], "bytes", out.floats != NULL, &out.bytes) < 0 || fe_read_address(args[3], "x", 0, &x) < 0 ||
-        read_byte(args[4], &zero) < 0 || read_packed(args + 6, &packed) < 0 ||
+        fe_read_byte(args[4], &zero) < 0 || read_packed(args + 6, &packed) < 0 ||
         fe_read_address(args[9], "bias", 1, &bias) < 0 || read_rounding(args + 11, &out.rounding) < 0 ||
         read_conv(args + 11 + ROUNDING_NUMBERS, &conv) < 0)
         return NULL;
@@ -233,8 +212,8 @@ static PyObject *py_grad_weight(PyObject *module, PyObject *const *args, Py_ssiz
     int64_t pieces;
     if (!fe_has_arguments("int8_grad_weight", nargs, 8 + CONV_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
         fe_read_address(args[1], "grad", 0, &grad) < 0 || fe_read_address(args[2], "x", 0, &x) < 0 ||
-        read_byte(args[3], &zero) < 0 || fe_read_address(args[5], "high", 0, &high) < 0 ||
-        fe_read_address(args[6], "low", 1, &low) < 0 || read_length(args[7], &pieces) < 0 || read_conv(args + 8, &conv) < 0)
+        fe_read_byte(args[3], &zero) < 0 || fe_read_address(args[5], "high", 0, &high) < 0 ||
+        fe_read_address(args[6], "low", 1, &low) < 0 || fe_read_length(args[7], &pieces) < 0 || read_conv(args + 8, &conv) < 0)
         return NULL;
     float scale = (float)PyFloat_AsDouble(args[4]);
     if (PyErr_Occurred())

@@ -20,6 +20,10 @@ PyObject *fe_as_none(int error);
 /* Writes an address to the pointer at `address`; it may be NULL, that is 0, only where `optional`. -1 with an exception. */
 int fe_read_address(PyObject *object, const char *name, int optional, void *address);
 
+/* Read a number of elements that fits into memory, and a byte; -1 with an exception. */
+int fe_read_length(PyObject *object, int64_t *length);
+int fe_read_byte(PyObject *object, int *byte);
+
 /* images, inputs, outputs, height, width, then kernel, stride, padding and dilation along both axes, and groups. */
 enum { FE_CONV_NUMBERS = 14 };
 

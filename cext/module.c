@@ -62,6 +62,27 @@ int fe_read_address(PyObject *object, const char *name, int optional, void *addr
     return 0;
 }
 
+int fe_read_length(PyObject *object, int64_t *length) {
+    *length = PyLong_AsLongLong(object);
+    if (PyErr_Occurred())
+        return -1;
+    if (*length >= 0 && *length <= INT64_MAX / 16)
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "a length must be a number of elements that fits into memory");
+    return -1;
+}
+
+int fe_read_byte(PyObject *object, int *byte) {
+    long value = PyLong_AsLong(object);
+    if (PyErr_Occurred())
+        return -1;
+    *byte = (int)value;
+    if (value >= 0 && value <= 255)
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "a byte must be from 0 to 255");
+    return -1;
+}
+
 int fe_read_conv(PyObject *const *args, fe_conv *conv) {
     int64_t numbers[FE_CONV_NUMBERS];
     for (int i = 0; i < FE_CONV_NUMBERS; i++)
