@@ -1,6 +1,7 @@
 /* Every version of the 8-bit kernels that this CPU offers, against sums in 64-bit integers that are written down from
  * their definition. Exits 1 on a mismatch, 2 on a wrong FLOWER_EDGE_ISA. */
 #include "check.h"
+#include "check_conv.h"
 #include "int8/int8.h"
 #include "parallel.h"
 
@@ -36,30 +37,6 @@ static int8_t packed_bytes[16 * MOST];
 static int32_t packed_sums[4 * MOST];
 static float weight[MOST], bias[MOST], scales[MOST], out[MOST + MARGIN], out_again[MOST + MARGIN];
 static int8_t quantised[MOST];
-static int failures;
-
-static void fail(const char *what, fe_isa isa, const fe_conv *s) {
-    printf("FAIL %s: %s", what, fe_isa_name(isa));
-    if (s)
-        printf(", %ldx%ld->%ldx%ldx%ld, kernel %ldx%ld, stride %ld, groups %ld", (long)s->images, (long)s->inputs,
-               (long)s->outputs, (long)s->height, (long)s->width, (long)s->kernel[0], (long)s->kernel[1],
-               (long)s->stride[0], (long)s->groups);
-    printf("\n");
-    failures++;
-}
-
-/* A stand-in for torch's pool: the pieces in another order and of other sizes. */
-static int32_t backwards(int64_t begin, int64_t end, int64_t grain, fe_task task, void *context) {
-    (void)grain;
-    for (int64_t last = end; last > begin; last -= 3)
-        task(last - 3 > begin ? last - 3 : begin, last, context);
-    return 0;
-}
-
-static int64_t side(const fe_conv *s, int axis) {
-    int64_t length = axis ? s->width : s->height;
-    return (length + 2 * s->padding[axis] - s->dilation[axis] * (s->kernel[axis] - 1) - 1) / s->stride[axis] + 1;
-}
 
 /* Calls `visit` for each tap of each pixel that lies in the map. */
 typedef void (*visitor)(int64_t in_cell, int64_t out_cell, int64_t tap, const fe_conv *s);

@@ -1,6 +1,7 @@
 /* Every version of the kernels of pruned gradients that this CPU offers, against sums in double precision that are written down
  * from their definition. Exits 1 on a mismatch, 2 on a wrong FLOWER_EDGE_ISA. */
 #include "check.h"
+#include "check_conv.h"
 #include "parallel.h"
 #include "sparse_grad/sparse_grad.h"
 
@@ -35,30 +36,6 @@ static float values[2 * MOST];
 static int32_t counts[MOST], bounds[2 * MOST], starts[4 * MOST];
 static fe_listed entries[MOST];
 static double expected[MOST], magnitude[MOST];
-static int failures;
-
-static void fail(const char *what, fe_isa isa, const fe_conv *s) {
-    printf("FAIL %s: %s", what, fe_isa_name(isa));
-    if (s)
-        printf(", %ldx%ld->%ldx%ldx%ld, kernel %ldx%ld, stride %ld, groups %ld", (long)s->images, (long)s->inputs,
-               (long)s->outputs, (long)s->height, (long)s->width, (long)s->kernel[0], (long)s->kernel[1],
-               (long)s->stride[0], (long)s->groups);
-    printf("\n");
-    failures++;
-}
-
-/* A stand-in for torch's pool: the pieces in another order and of other sizes. */
-static int32_t backwards(int64_t begin, int64_t end, int64_t grain, fe_task task, void *context) {
-    (void)grain;
-    for (int64_t last = end; last > begin; last -= 3)
-        task(last - 3 > begin ? last - 3 : begin, last, context);
-    return 0;
-}
-
-static int64_t side(const fe_conv *s, int axis) {
-    int64_t length = axis ? s->width : s->height;
-    return (length + 2 * s->padding[axis] - s->dilation[axis] * (s->kernel[axis] - 1) - 1) / s->stride[axis] + 1;
-}
 
 /* Sums the products of both gradients: of the input with `w`, of the weight with x. */
 static void define(const fe_conv *s, const float *w, int of_weight) {
