@@ -69,9 +69,8 @@ def importances(
         trials = TrialSteps(optimizer, parameters.values())
         for name, parameter in parameters.items():
             if parameter.grad is not None:
-                change, climbs = trials.change(parameter, partial(before_step, name))
-                fall = -_product(name, change, parameter.grad)
-                found[name] = -fall if climbs else fall
+                found[name] = trials.fall(parameter, partial(before_step, name))
+                _check_finite(name, found[name], parameter.grad)
     return found
 
 
@@ -90,17 +89,11 @@ def _checked_forward(step: Step, profile: Profile) -> Tensor:
     return value
 
 
-def _product(name: str, change: Tensor, gradient: Tensor) -> float:
-    """Return the sum of their products; `change` is overwritten."""
-    gradient = gradient.to_dense() if gradient.is_sparse else gradient
-    if change.element_size() < torch.float32.itemsize:
-        # Products of half precision underflow.
-        change, gradient = change.float(), gradient.float()
-    product: float = change.mul_(gradient).sum().item()
-    if not math.isfinite(product):
-        what = "optimizer's update" if torch.isfinite(gradient).all() else "gradient"
+def _check_finite(name: str, fall: float, gradient: Tensor) -> None:
+    if not math.isfinite(fall):
+        values = gradient.coalesce().values() if gradient.is_sparse else gradient
+        what = "optimizer's update" if torch.isfinite(values).all() else "gradient"
         raise ValueError(
             f"the {what} of {name!r} is not finite in the probe, expected a batch, a loss and an optimizer "
             "that a step can be taken with"
         )
-    return product

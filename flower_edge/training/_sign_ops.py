@@ -178,7 +178,8 @@ def _measured(
 def _count(pruner: Pruner, grad: Tensor, weight: Tensor, needs: Needs, pruned: PrunedGradient | None) -> None:
     tally = pruner.tally
     tally.passes += 1
-    each = weight[0].numel() * sum(needs)
+    # Of every backward pass, so no tensor is made for it.
+    each = weight.numel() // weight.shape[0] * sum(needs)
     tally.macs += grad.numel() * each
     if pruned is not None:
         zeros = grad.numel() - pruned.nonzeros

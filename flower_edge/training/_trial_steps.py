@@ -1,12 +1,12 @@
-"""Steps of an optimizer that move copies of a model's tensors, one after the other."""
+"""By how much an optimizer's next step would lower the loss, one tensor after the other, without the step."""
 
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from flower_edge.training._optimizer_state import group_of, take_step, without_tensors
 
@@ -14,8 +14,9 @@ from flower_edge.training._optimizer_state import group_of, take_step, without_t
 class TrialSteps:
     """What an optimizer's next step would do to each tensor.
 
-    The copies share memory that is made once, of the size of the largest tensor: new memory for each of them
-    would take longer than the step.
+    Plain SGD is a formula of few sums; any other optimizer takes its step on copies. These share memory that
+    is made once, of the size of the largest tensor: new memory for each of them would take longer than the
+    step.
 
     Parameters
     ----------
@@ -30,10 +31,8 @@ class TrialSteps:
         self._most = max((parameter.numel() for parameter in parameters), default=0)
         self._memory: dict[Any, Tensor] = {}
 
-    def change(
-        self, parameter: Tensor, before_step: Callable[[MutableMapping[str, Any]], None]
-    ) -> tuple[Tensor, bool]:
-        """Return what a step with the present gradient would add to a parameter.
+    def fall(self, parameter: Tensor, before_step: Callable[[MutableMapping[str, Any]], None]) -> float:
+        """Return by how much a step with the present gradient would lower the loss, to first order.
 
         Parameters
         ----------
@@ -44,10 +43,9 @@ class TrialSteps:
 
         Returns
         -------
-        Tensor
-            Of the parameter's shape and dtype; its memory is used again by the next call.
-        bool
-            Whether the optimizer climbs.
+        float
+            Minus the sum of the gradient times the change; of an optimizer that climbs, plus. Not finite if
+            the gradient or the step is not.
 
         Raises
         ------
@@ -55,21 +53,37 @@ class TrialSteps:
             If the optimizer cannot step on this tensor alone.
         """
         group = group_of(self._optimizer, parameter)
-        settings = deepcopy({name: value for name, value in group.items() if name != "params"})
-        stand_in = self._copy(("parameter",), parameter).requires_grad_()
-        # Some optimizers add the weight decay to the gradient itself.
-        stand_in.grad = None if parameter.grad is None else self._copy(("gradient",), parameter.grad)
-        trial = without_tensors(self._optimizer)
-        trial.param_groups = [{**settings, "params": [stand_in]}]
         state = {
             name: self._copy(("state", name), value) if isinstance(value, Tensor) else deepcopy(value)
             for name, value in self._optimizer.state.get(parameter, {}).items()
         }
         before_step(state)
+        gradient = parameter.grad
+        assert gradient is not None  # noqa: S101 - the caller's condition, for the type checker
+        # A subclass may step in another way, and products of half precision underflow.
+        if type(self._optimizer) is SGD and all(_is_plain(tensor) for tensor in (parameter, gradient)):
+            return _fall_by_sgd(parameter.detach(), gradient, state.get("momentum_buffer"), group)
+        return self._fall_by_stepping(parameter, gradient, group, state)
+
+    def _fall_by_stepping(
+        self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any], state: dict[str, Any]
+    ) -> float:
+        settings = deepcopy({name: value for name, value in group.items() if name != "params"})
+        stand_in = self._copy(("parameter",), parameter).requires_grad_()
+        # Some optimizers add the weight decay to the gradient itself.
+        stand_in.grad = self._copy(("gradient",), gradient)
+        trial = without_tensors(self._optimizer)
+        trial.param_groups = [{**settings, "params": [stand_in]}]
         if state:
             trial.state[stand_in] = state
         take_step(trial)
-        return stand_in.detach().sub_(parameter.detach()), bool(settings.get("maximize", False))
+        change = stand_in.detach().sub_(parameter.detach())
+        gradient = gradient.to_dense() if gradient.is_sparse else gradient
+        if change.element_size() < torch.float32.itemsize:
+            # Products of half precision underflow.
+            change, gradient = change.float(), gradient.float()
+        product: float = change.mul_(gradient).sum().item()
+        return product if settings.get("maximize", False) else -product
 
     def _copy(self, use: tuple[str, ...], tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
@@ -82,3 +96,33 @@ class TrialSteps:
         if key not in self._memory:
             self._memory[key] = torch.empty(self._most, dtype=tensor.dtype, device=tensor.device)
         return self._memory[key].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.element_size() >= torch.float32.itemsize
+
+
+def _fall_by_sgd(
+    parameter: Tensor, gradient: Tensor, momentum_buffer: Tensor | None, group: Mapping[str, Any]
+) -> float:
+    """Return what SGD's own formula says; a step on copies would go over memory twenty times."""
+    sign = -1.0 if group["maximize"] else 1.0
+    momentum = group["momentum"]
+    # All of it is the sum of the gradient times something: itself, then the direction that SGD makes of it.
+    along = sign * _product(gradient, gradient)
+    if group["weight_decay"]:
+        along += float(group["weight_decay"]) * _product(gradient, parameter)
+    if momentum:
+        buffered = along
+        if momentum_buffer is not None:
+            buffered = momentum * _product(gradient, momentum_buffer) + (1 - group["dampening"]) * along
+        along = along + momentum * buffered if group["nesterov"] else buffered
+    return sign * float(group["lr"]) * along
+
+
+def _product(a: Tensor, b: Tensor) -> float:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        if a.dtype == b.dtype and all(tensor.is_contiguous(memory_format=layout) for tensor in (a, b)):
+            rows = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in (a, b)]
+            return float(torch.dot(*rows))
+    return float((a * b).sum())
