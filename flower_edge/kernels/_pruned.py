@@ -37,8 +37,13 @@ class Remainder(NamedTuple):
     @property
     def arguments(self) -> tuple[int, ...]:
         """What the extension takes."""
-        tensors = (self.places, self.values, self.counts, self.bounds)
-        return (*(tensor.data_ptr() for tensor in tensors), self.pixels, self.channels)
+        addresses = (
+            self.places.data_ptr(),
+            self.values.data_ptr(),
+            self.counts.data_ptr(),
+            self.bounds.data_ptr(),
+        )
+        return (*addresses, self.pixels, self.channels)
 
 
 class Lists(NamedTuple):

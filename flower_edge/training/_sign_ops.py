@@ -190,7 +190,7 @@ def _count(pruner: Pruner, grad: Tensor, weight: Tensor, needs: Needs, pruned: P
 
 def _precise(x: Tensor) -> Tensor:
     """Take as float32, which is all that kernels know."""
-    return x.float()
+    return x if x.dtype == torch.float32 else x.float()
 
 
 def _is_channels_last(weight: Tensor) -> bool:
@@ -199,6 +199,8 @@ def _is_channels_last(weight: Tensor) -> bool:
 
 def _laid_out(gradient: Tensor, channels_last: bool, like: Tensor) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
+    if gradient.dtype == like.dtype and gradient.is_contiguous(memory_format=layout):
+        return gradient
     return gradient.to(like.dtype).contiguous(memory_format=layout)
 
 
