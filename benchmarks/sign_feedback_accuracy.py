@@ -85,11 +85,13 @@ EXACT = Method(0.0, "exact")
 FEEDBACK_ONLY = Method(0.0, "sign")
 BOTH, PRUNED = Method(0.8, "sign"), Method(0.8, "exact")
 PRUNED_90, PRUNED_95 = (Method(sparsity, "exact") for sparsity in (0.9, 0.95))
-BOTH_RISING, BOTH_90 = Method(0.8, "sign", 0.5), Method(0.9, "sign")
+PRUNED_RISING, BOTH_RISING = Method(0.8, "exact", 0.5), Method(0.8, "sign", 0.5)
+BOTH_90 = Method(0.9, "sign")
 PUBLISHED = Method(0.9, "sign", published=True)
 
 TIERS: tuple[tuple[Method, ...], ...] = (
     (EXACT, PRUNED),
+    (PRUNED_RISING,),
     (BOTH, FEEDBACK_ONLY),
     (PUBLISHED, PRUNED_90),
     (BOTH_RISING, PRUNED_95),
