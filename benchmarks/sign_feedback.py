@@ -180,7 +180,9 @@ def step_rows(bench: Benchmark, threads: int) -> None:
         (OURS, "sign", "never"),
         (EXACT_FEEDBACK, "exact", "never"),
     ):
-        method = SignFeedback(0.8, feedback, where=lambda name, layer: True, fallback=fallback)  # type: ignore[arg-type]
+        # As it is after a schedule has risen.
+        settings = {"schedule": None, "where": lambda name, layer: True, "fallback": fallback}
+        method = SignFeedback(0.8, feedback, **settings)  # type: ignore[arg-type]
         models[name] = prepare_(copy.deepcopy(model), method)
     times = interleaved({name: training_step(prepared) for name, prepared in models.items()}, seconds=0.0)
     for name, timing in times.items():

@@ -90,9 +90,9 @@ BOTH_90 = Method(0.9, "sign")
 PUBLISHED = Method(0.9, "sign", published=True)
 
 TIERS: tuple[tuple[Method, ...], ...] = (
-    (EXACT, PRUNED),
-    (PRUNED_RISING,),
-    (BOTH, FEEDBACK_ONLY),
+    (EXACT, PRUNED_RISING),
+    (PRUNED, BOTH),
+    (FEEDBACK_ONLY,),
     (PUBLISHED, PRUNED_90),
     (BOTH_RISING, PRUNED_95),
     (BOTH_90,),

@@ -26,7 +26,7 @@ class Rising:
     Parameters
     ----------
     start : float, default 0.5
-        Of the first step; at least 0, below 1.
+        Of the first step; at least 0, below 1. One that asks for less has that in every step.
     steps : int, default 500
         Training steps until it has risen.
 
@@ -50,7 +50,8 @@ class Rising:
 
     def at(self, step: int, end: float) -> float:
         """Return the sparsity of a step, the first of which is 0, on the way to `end`."""
-        return self.start + (end - self.start) * min(step, self.steps) / self.steps
+        start = min(self.start, end)
+        return start + (end - start) * min(step, self.steps) / self.steps
 
 
 def check_sparsity(value: object, name: str) -> None:

@@ -1,7 +1,7 @@
 """Pruned gradients, and errors that go back through the signs of the weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
@@ -41,9 +41,10 @@ class SignFeedback:
     feedback : {"sign", "exact"}, default "exact"
         What errors go back through: the signs of the weights, as published, or the weights themselves.
         Pruning is right on average; signs are not, and cost more accuracy.
-    schedule : Rising, optional
-        Begins with a lower sparsity, which rises to `sparsity`. Steps are a layer's backward passes since it
-        was prepared; see :func:`flower_edge.training.resume_schedule_`. Default: it is constant.
+    schedule : Rising or None, default Rising()
+        Begins with a lower sparsity, which rises to `sparsity`: gradients of a network that has learned
+        nothing yet have no large elements that could stand for the others. Steps are a layer's backward
+        passes since it was prepared; see :func:`flower_edge.training.resume_schedule_`. None: it is constant.
     where : Last, AllButStem or callable, default all_but_stem
         Which convolutions: :func:`last`, :data:`all_but_stem`, or a callable that takes name and module.
     fallback : {"measured", "never"}, default "measured"
@@ -62,7 +63,7 @@ class SignFeedback:
 
     sparsity: float = 0.8
     feedback: Literal["sign", "exact"] = "exact"
-    schedule: Rising | None = None
+    schedule: Rising | None = field(default_factory=Rising)
     where: Where = all_but_stem
     fallback: Literal["measured", "never"] = "measured"
 
@@ -72,11 +73,6 @@ class SignFeedback:
             raise ValueError(f"feedback is {self.feedback!r}, expected 'sign' or 'exact'")
         if self.schedule is not None and not isinstance(self.schedule, Rising):
             raise TypeError(f"schedule is {self.schedule!r:.200}, expected a Rising or None")
-        if self.schedule is not None and self.schedule.start > self.sparsity:
-            raise ValueError(
-                f"schedule starts at {self.schedule.start}, expected at most the sparsity={self.sparsity} "
-                "that it rises to"
-            )
         check_where(self.where)
         if self.fallback not in ("measured", "never"):
             raise ValueError(f"fallback is {self.fallback!r}, expected 'measured' or 'never'")

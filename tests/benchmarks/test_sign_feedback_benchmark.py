@@ -96,7 +96,7 @@ def test_what_a_model_skips_is_counted() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
-    prepare_(model, SignFeedback(0.8, fallback="never"))
+    prepare_(model, SignFeedback(0.8, schedule=None, fallback="never"))
     dense, pruned = model_counts(model)
     assert dense == pruned, "nothing is pruned before the first step"
 

@@ -170,7 +170,7 @@ def test_the_reply_has_the_cost_of_a_step(arrays: ArrayRecord, batches: list, me
 
 
 def test_pruning_is_reported(arrays: ArrayRecord, batches: list) -> None:
-    app = make_app(batches, methods=[SignFeedback(0.7, fallback="never")])
+    app = make_app(batches, methods=[SignFeedback(0.7, schedule=None, fallback="never")])
 
     metrics = reply_to(app, "train", arrays).content["metrics"]
 
@@ -185,7 +185,7 @@ def test_pruning_is_reported(arrays: ArrayRecord, batches: list) -> None:
 
 
 def test_measuring_the_angle_changes_nothing(arrays: ArrayRecord, batches: list) -> None:
-    method = SignFeedback(0.7, fallback="never")
+    method = SignFeedback(0.7, schedule=None, fallback="never")
     trained = []
     for _ in range(2):
         model = net()

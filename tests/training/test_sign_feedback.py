@@ -45,7 +45,7 @@ def everywhere(name: str, layer: nn.Module) -> bool:
 
 
 def always(sparsity: float = 0.8, **settings: object) -> SignFeedback:
-    usual = {"feedback": "sign", "where": everywhere, "fallback": "never"}
+    usual = {"feedback": "sign", "schedule": None, "where": everywhere, "fallback": "never"}
     return SignFeedback(sparsity, **{**usual, **settings})
 
 
@@ -231,12 +231,24 @@ def test_sparsity_rises_with_backward_passes() -> None:
     assert next(pruners(again))[1].sparsity_now() == pytest.approx(0.7)
 
 
+@pytest.mark.parametrize(("asked", "first"), [(0.8, 0.5), (0.5, 0.5), (0.3, 0.3)])
+def test_by_default_sparsity_rises_from_a_half_and_a_lower_one_is_constant(
+    asked: float, first: float
+) -> None:
+    net = prepare_(model(), SignFeedback(asked))
+    (_, pruner), *_ = pruners(net)
+    assert pruner.schedule == Rising()
+    assert pruner.sparsity_now() == first
+    resume_schedule_(net, Rising().steps)
+    assert pruner.sparsity_now() == pytest.approx(asked)
+
+
 def test_the_state_dict_is_untouched_and_restore_undoes_all() -> None:
     net = model()
     keys, classes = list(net.state_dict()), [type(layer) for layer in net]
     parameters = [id(parameter) for parameter in net.parameters()]
 
-    prepare_(net, SignFeedback(schedule=Rising()), LeanActivations())
+    prepare_(net, SignFeedback(), LeanActivations())
     step(net)
 
     assert type(net[3]) is EdgeConv2d
@@ -624,7 +636,6 @@ def test_a_profile_shows_that_signs_need_few_bytes() -> None:
         (lambda: SignFeedback(True), TypeError, "sparsity is True, expected a number"),
         (lambda: SignFeedback(feedback="random"), ValueError, "feedback is 'random'"),
         (lambda: SignFeedback(schedule=0.5), TypeError, "schedule is 0.5, expected a Rising"),
-        (lambda: SignFeedback(0.4, schedule=Rising(0.5)), ValueError, "schedule starts at 0.5"),
         (lambda: SignFeedback(where=3), TypeError, "where is 3"),
         (lambda: SignFeedback(fallback="always"), ValueError, "fallback is 'always'"),
         (lambda: SignFeedback(0.0, "sign"), ValueError, "every layer would stay exact"),
