@@ -7,6 +7,8 @@ from pathlib import Path
 
 CEXT = Path(__file__).parents[2] / "cext"
 FAMILIES = sorted(path.name.removesuffix("_test.c") for path in (CEXT / "tests").glob("*_test.c"))
+# What a family is made of beside its own files.
+_USES = {"chain": ("int8", "range_evonorm")}
 
 
 def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",), level: str = "-O2") -> Path:
@@ -15,7 +17,7 @@ def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",), level: st
     sources = [
         CEXT / "cpu.c",
         CEXT / "parallel.c",
-        *sorted((CEXT / family).glob("*.c")),
+        *sorted(path for each in (family, *_USES.get(family, ())) for path in (CEXT / each).glob("*.c")),
         CEXT / "tests" / f"{family}_test.c",
     ]
     command = [
