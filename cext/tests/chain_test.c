@@ -110,7 +110,7 @@ static void check_norm(fe_isa isa, const int64_t s[4]) {
 
 int main(void) {
     fe_isa ceiling = check_ceiling();
-    printf("chain: %s\n", fe_isa_name(fe_int8_isa(ceiling)));
+    printf("int8: %s\nrange_evonorm: %s\n", fe_isa_name(fe_int8_isa(ceiling)), fe_isa_name(fe_range_evonorm_isa(ceiling)));
     uint64_t state = 88172645463325252u;
     for (int64_t i = 0; i < MOST; i++) {
         weight[i] = check_random(&state);
