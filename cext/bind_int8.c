@@ -8,7 +8,7 @@
 
 enum { CONV_NUMBERS = FE_CONV_NUMBERS };
 
-static int read_conv(PyObject *const *args, fe_conv *conv) {
+int fe_read_int8_conv(PyObject *const *args, fe_conv *conv) {
     if (fe_read_conv(args, conv) < 0)
         return -1;
     if (fe_conv_is_valid(conv))
@@ -17,7 +17,7 @@ static int read_conv(PyObject *const *args, fe_conv *conv) {
     return -1;
 }
 
-static PyObject *none_of(int error) {
+PyObject *fe_as_none_if_finite(int error) {
     if (error != FE_NOT_FINITE)
         return fe_as_none(error);
     PyErr_SetString(PyExc_FloatingPointError, "a NaN or an infinity cannot be quantised");
@@ -39,7 +39,7 @@ static PyObject *py_range(PyObject *module, PyObject *const *args, Py_ssize_t na
     Py_BEGIN_ALLOW_THREADS
     error = fe_range(isa, &low, &high, x, length);
     Py_END_ALLOW_THREADS
-    return error ? none_of(error) : Py_BuildValue("(dd)", (double)low, (double)high);
+    return error ? fe_as_none_if_finite(error) : Py_BuildValue("(dd)", (double)low, (double)high);
 }
 
 /* inverse, zero, least, most, and a seed or None. */
@@ -78,7 +78,7 @@ static PyObject *py_quantise(PyObject *module, PyObject *const *args, Py_ssize_t
     Py_BEGIN_ALLOW_THREADS
     error = fe_quantise(isa, out, x, length, &rounding);
     Py_END_ALLOW_THREADS
-    return none_of(error);
+    return fe_as_none_if_finite(error);
 }
 
 PyDoc_STRVAR(error_doc, "quantise_error(isa, out, high, low, x, length, inverse, zero, least, most, seed, half_inverse)\n\n"
@@ -103,7 +103,7 @@ static PyObject *py_quantise_error(PyObject *module, PyObject *const *args, Py_s
     Py_BEGIN_ALLOW_THREADS
     error = fe_quantise_error(isa, out, high, low, x, length, &rounding, half_inverse);
     Py_END_ALLOW_THREADS
-    return none_of(error);
+    return fe_as_none_if_finite(error);
 }
 
 PyDoc_STRVAR(dequantise_doc, "dequantise(isa, out, x, length, scale, zero)\n\nfloat32 out = scale * (x - zero).");
@@ -126,7 +126,7 @@ static PyObject *py_dequantise(PyObject *module, PyObject *const *args, Py_ssize
     Py_BEGIN_ALLOW_THREADS
     error = fe_dequantise(isa, out, x, length, scale, zero);
     Py_END_ALLOW_THREADS
-    return none_of(error);
+    return fe_as_none_if_finite(error);
 }
 
 PyDoc_STRVAR(packed_doc, "int8_packed_sizes(isa, transposed, *conv)\n\nNumbers of bytes, of sums and of scales.");
@@ -136,7 +136,7 @@ static PyObject *py_packed_sizes(PyObject *module, PyObject *const *args, Py_ssi
     fe_isa isa;
     fe_conv conv;
     if (!fe_has_arguments("int8_packed_sizes", nargs, 2 + CONV_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
-        read_conv(args + 2, &conv) < 0)
+        fe_read_int8_conv(args + 2, &conv) < 0)
         return NULL;
     fe_packed_sizes sizes = fe_int8_packed(isa, &conv, PyObject_IsTrue(args[1]) == 1);
     return Py_BuildValue("(LLL)", (long long)sizes.bytes, (long long)sizes.sums, (long long)sizes.scales);
@@ -160,13 +160,13 @@ static PyObject *py_pack(PyObject *module, PyObject *const *args, Py_ssize_t nar
     const float *weight;
     if (!fe_has_arguments("int8_pack", nargs, 6 + CONV_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
         read_packed(args + 1, &packed) < 0 || fe_read_address(args[4], "weight", 0, &weight) < 0 ||
-        read_conv(args + 6, &conv) < 0)
+        fe_read_int8_conv(args + 6, &conv) < 0)
         return NULL;
     int transposed = PyObject_IsTrue(args[5]) == 1, error;
     Py_BEGIN_ALLOW_THREADS
     error = fe_int8_pack(isa, &packed, weight, &conv, transposed);
     Py_END_ALLOW_THREADS
-    return none_of(error);
+    return fe_as_none_if_finite(error);
 }
 
 PyDoc_STRVAR(conv_doc, "int8_conv(isa, floats, bytes, x, zero, scale, bytes, sums, scales, bias, transposed, inverse, zero, "
@@ -187,7 +187,7 @@ static PyObject *py_conv(PyObject *module, PyObject *const *args, Py_ssize_t nar
         fe_read_address(args[2], "bytes", out.floats != NULL, &out.bytes) < 0 || fe_read_address(args[3], "x", 0, &x) < 0 ||
         fe_read_byte(args[4], &zero) < 0 || read_packed(args + 6, &packed) < 0 ||
         fe_read_address(args[9], "bias", 1, &bias) < 0 || read_rounding(args + 11, &out.rounding) < 0 ||
-        read_conv(args + 11 + ROUNDING_NUMBERS, &conv) < 0)
+        fe_read_int8_conv(args + 11 + ROUNDING_NUMBERS, &conv) < 0)
         return NULL;
     float scale = (float)PyFloat_AsDouble(args[5]);
     int transposed = PyObject_IsTrue(args[10]) == 1, error;
@@ -196,7 +196,7 @@ static PyObject *py_conv(PyObject *module, PyObject *const *args, Py_ssize_t nar
     Py_BEGIN_ALLOW_THREADS
     error = fe_int8_conv(isa, &out, x, zero, scale, &packed, bias, &conv, transposed);
     Py_END_ALLOW_THREADS
-    return error ? none_of(error) : Py_BuildValue("(dd)", (double)out.low, (double)out.high);
+    return error ? fe_as_none_if_finite(error) : Py_BuildValue("(dd)", (double)out.low, (double)out.high);
 }
 
 PyDoc_STRVAR(grad_weight_doc, "int8_grad_weight(isa, grad, x, zero, scale, high, low, pieces, *conv)\n\n"
@@ -213,7 +213,8 @@ static PyObject *py_grad_weight(PyObject *module, PyObject *const *args, Py_ssiz
     if (!fe_has_arguments("int8_grad_weight", nargs, 8 + CONV_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
         fe_read_address(args[1], "grad", 0, &grad) < 0 || fe_read_address(args[2], "x", 0, &x) < 0 ||
         fe_read_byte(args[3], &zero) < 0 || fe_read_address(args[5], "high", 0, &high) < 0 ||
-        fe_read_address(args[6], "low", 1, &low) < 0 || fe_read_length(args[7], &pieces) < 0 || read_conv(args + 8, &conv) < 0)
+        fe_read_address(args[6], "low", 1, &low) < 0 || fe_read_length(args[7], &pieces) < 0 ||
+        fe_read_int8_conv(args + 8, &conv) < 0)
         return NULL;
     float scale = (float)PyFloat_AsDouble(args[4]);
     if (PyErr_Occurred())
@@ -222,7 +223,7 @@ static PyObject *py_grad_weight(PyObject *module, PyObject *const *args, Py_ssiz
     Py_BEGIN_ALLOW_THREADS
     error = fe_int8_grad_weight(isa, grad, x, zero, scale, high, low, &conv, pieces);
     Py_END_ALLOW_THREADS
-    return none_of(error);
+    return fe_as_none_if_finite(error);
 }
 
 PyMethodDef fe_int8_methods[] = {

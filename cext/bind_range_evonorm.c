@@ -5,10 +5,9 @@
 
 #include <stdint.h>
 
-/* weight, bias, v, then samples, pixels, channels, groups, factor, eps. */
-enum { NORM_ARGUMENTS = 9, MAP_ARGUMENTS = 3 };
+enum { NORM_ARGUMENTS = FE_NORM_ARGUMENTS, MAP_ARGUMENTS = 3 };
 
-static int read_norm(PyObject *const *args, fe_range_evonorm *norm) {
+int fe_read_norm(PyObject *const *args, fe_range_evonorm *norm) {
     if (fe_read_address(args[0], "weight", 1, &norm->weight) < 0 || fe_read_address(args[1], "bias", 1, &norm->bias) < 0 ||
         fe_read_address(args[2], "v", 1, &norm->v) < 0)
         return -1;
@@ -59,7 +58,7 @@ static PyObject *py_forward(PyObject *module, PyObject *const *args, Py_ssize_t 
     float bounds[2];
     if (!fe_has_arguments("range_evonorm", nargs, 2 + 2 * MAP_ARGUMENTS + NORM_ARGUMENTS) || fe_as_isa(args[0], &isa) < 0 ||
         read_map(args + 1, "x", &x) < 0 || read_map(args + 4, "y", &y) < 0 ||
-        fe_read_address(args[7], "extremes", 0, &extremes) < 0 || read_norm(args + 8, &norm) < 0)
+        fe_read_address(args[7], "extremes", 0, &extremes) < 0 || fe_read_norm(args + 8, &norm) < 0)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
@@ -80,7 +79,7 @@ static PyObject *py_extremes(PyObject *module, PyObject *const *args, Py_ssize_t
     float bounds[2];
     if (!fe_has_arguments("range_evonorm_extremes", nargs, 2 + MAP_ARGUMENTS + NORM_ARGUMENTS) ||
         fe_as_isa(args[0], &isa) < 0 || read_map(args + 1, "x", &x) < 0 ||
-        fe_read_address(args[4], "extremes", 0, &extremes) < 0 || read_norm(args + 5, &norm) < 0)
+        fe_read_address(args[4], "extremes", 0, &extremes) < 0 || fe_read_norm(args + 5, &norm) < 0)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
@@ -99,7 +98,7 @@ static PyObject *py_normalise(PyObject *module, PyObject *const *args, Py_ssize_
     void *extremes;
     if (!fe_has_arguments("range_evonorm_normalise", nargs, 2 + 2 * MAP_ARGUMENTS + NORM_ARGUMENTS) ||
         fe_as_isa(args[0], &isa) < 0 || read_map(args + 1, "x", &x) < 0 || read_map(args + 4, "y", &y) < 0 ||
-        fe_read_address(args[7], "extremes", 0, &extremes) < 0 || read_norm(args + 8, &norm) < 0)
+        fe_read_address(args[7], "extremes", 0, &extremes) < 0 || fe_read_norm(args + 8, &norm) < 0)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
@@ -123,7 +122,7 @@ static PyObject *py_backward(PyObject *module, PyObject *const *args, Py_ssize_t
         fe_read_address(args[4], "extremes", 0, &extremes) < 0 || read_map(args + 5, "grad", &grad) < 0 ||
         fe_read_address(args[8], "dx", 0, &dx) < 0 || fe_read_address(args[9], "dweight", 1, &dweight) < 0 ||
         fe_read_address(args[10], "dbias", 1, &dbias) < 0 || fe_read_address(args[11], "dv", 1, &dv) < 0 ||
-        read_norm(args + 12, &norm) < 0)
+        fe_read_norm(args + 12, &norm) < 0)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS

@@ -7,6 +7,7 @@
 
 #include "conv.h"
 #include "cpu.h"
+#include "range_evonorm/range_evonorm.h"
 
 /* Reads the name of an instruction set; -1 with an exception if this CPU lacks it. */
 int fe_as_isa(PyObject *object, fe_isa *isa);
@@ -30,8 +31,20 @@ enum { FE_CONV_NUMBERS = 14 };
 /* Reads the numbers of a convolution, whatever they are; -1 with an exception. */
 int fe_read_conv(PyObject *const *args, fe_conv *conv);
 
+/* The same, and ValueError where they are none of a convolution in 8 bits. */
+int fe_read_int8_conv(PyObject *const *args, fe_conv *conv);
+
+/* weight, bias, v, then samples, pixels, channels, groups, factor, eps. */
+enum { FE_NORM_ARGUMENTS = 9 };
+
+/* Reads a norm; -1 with an exception. */
+int fe_read_norm(PyObject *const *args, fe_range_evonorm *norm);
+
+/* As fe_as_none; FloatingPointError where something was not finite. */
+PyObject *fe_as_none_if_finite(int error);
+
 /* The functions of the families that have a file of their own, up to a sentinel. */
-extern PyMethodDef fe_byte_sums_methods[], fe_gradient_filter_methods[], fe_int8_methods[], fe_range_evonorm_methods[],
-    fe_sparse_grad_methods[], fe_spectrum_methods[];
+extern PyMethodDef fe_byte_sums_methods[], fe_chain_methods[], fe_gradient_filter_methods[], fe_int8_methods[],
+    fe_range_evonorm_methods[], fe_sparse_grad_methods[], fe_spectrum_methods[];
 
 #endif

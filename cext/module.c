@@ -300,7 +300,7 @@ static PyMethodDef methods[] = {
 };
 
 static int add_families(PyObject *module) {
-    PyMethodDef *const methods_of[] = {fe_byte_sums_methods, fe_gradient_filter_methods, fe_int8_methods,
+    PyMethodDef *const methods_of[] = {fe_byte_sums_methods,     fe_chain_methods,       fe_gradient_filter_methods, fe_int8_methods,
                                        fe_range_evonorm_methods, fe_sparse_grad_methods, fe_spectrum_methods};
     for (size_t i = 0; i < sizeof methods_of / sizeof *methods_of; i++)
         if (PyModule_AddFunctions(module, methods_of[i]) < 0)

@@ -41,8 +41,8 @@ typedef struct {
 
 /* One instruction set's kernels. */
 typedef struct {
-    /* Lets most and least, of each channel, go on through some pixels. */
-    void (*extremes)(const norm_job *job, span pixels, float *most, float *least);
+    /* Lets most and least, of each channel, go on through some pixels, or begin with them. */
+    void (*extremes)(const norm_job *job, span pixels, float *most, float *least, int is_first);
     /* Reduces `count` groups of `width` floats, one after the other, to their extremes; returns how far these are apart in
      * the end. Reads a group more. */
     int64_t (*reduce)(float *values, int64_t count, int64_t width, int which);

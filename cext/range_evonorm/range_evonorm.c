@@ -131,17 +131,30 @@ static float extreme(const norm_work *work, int64_t sample, int64_t chunk, int64
     return work->x->bytes ? (float)((const uint8_t *)work->extremes)[at] : ((const float *)work->extremes)[at];
 }
 
-/* s of a group; NaN where a chunk has nothing but NaNs. */
-static float scale_of(const norm_work *work, int64_t sample, int64_t group) {
-    int64_t chunks = fe_norm_chunks(work->norm->pixels);
-    double range = 0.0;
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        float most = extreme(work, sample, chunk, group, MAXIMUM), least = extreme(work, sample, chunk, group, MINIMUM);
-        if (!(most >= least))
-            return __builtin_nanf("");
-        range += (double)most - (double)least;
+/* The sum of max - min over the chunks of a group; NaN where one has nothing but NaNs. */
+static double ranges_of(const norm_work *work, int64_t sample, int64_t group) {
+    const fe_range_evonorm *norm = work->norm;
+    const int64_t chunks = fe_norm_chunks(norm->pixels), step = 2 * norm->groups;
+    const int64_t at = (sample * chunks * norm->groups + group) * 2;
+    if (work->x->bytes) {
+        const uint8_t *found = (const uint8_t *)work->extremes + at;
+        int32_t sum = 0;
+        for (int64_t chunk = 0; chunk < chunks; chunk++)
+            sum += found[chunk * step + MAXIMUM] - found[chunk * step + MINIMUM];
+        return sum;
     }
-    range *= (double)work->x->scale / (double)chunks;
+    const float *found = (const float *)work->extremes + at;
+    double sum = 0.0;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        float most = found[chunk * step + MAXIMUM], least = found[chunk * step + MINIMUM];
+        sum += most >= least ? (double)most - (double)least : (double)__builtin_nanf("");
+    }
+    return sum;
+}
+
+static float scale_of(const norm_work *work, int64_t sample, int64_t group) {
+    const int64_t chunks = fe_norm_chunks(work->norm->pixels);
+    const double range = ranges_of(work, sample, group) * ((double)work->x->scale / (double)chunks);
     return (float)(1.0 / (range * (double)work->norm->factor + (double)work->norm->eps));
 }
 
@@ -161,25 +174,19 @@ static void set_channels(const norm_work *work, int64_t sample, float factor, co
 
 static void find_extremes(const norm_work *work, const norm_job *job, int64_t sample, const scratch *of) {
     int64_t chunks = fe_norm_chunks(job->pixels), channels = job->channels, block = BLOCK / channels + 1;
-    for (int64_t i = 0; i < chunks * channels; i++) {
-        of->most[i] = -__builtin_inff();
-        of->least[i] = __builtin_inff();
-    }
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         span pixels = chunk_of(job->pixels, chunk);
         for (int64_t begin = pixels.begin; begin < pixels.end; begin += block) {
             span part = {begin, least_of(begin + block, pixels.end)};
-            work->version->extremes(job, part, of->most + chunk * channels, of->least + chunk * channels);
+            work->version->extremes(job, part, of->most + chunk * channels, of->least + chunk * channels,
+                                    begin == pixels.begin);
         }
     }
-    memcpy(of->top, of->most, (size_t)channels * sizeof *of->top);
-    memcpy(of->bottom, of->least, (size_t)channels * sizeof *of->bottom);
-    for (int64_t chunk = 1; chunk < chunks; chunk++)
-        for (int64_t c = 0; c < channels; c++) {
-            float most = of->most[chunk * channels + c], least = of->least[chunk * channels + c];
-            of->top[c] = most > of->top[c] ? most : of->top[c];
-            of->bottom[c] = least < of->bottom[c] ? least : of->bottom[c];
-        }
+    /* Those of all chunks. What is not asked for goes where the channels' numbers will be. */
+    const norm_job mosts = {.channels = channels, .x = {.floats = of->most}};
+    const norm_job leasts = {.channels = channels, .x = {.floats = of->least}};
+    work->version->extremes(&mosts, (span){0, chunks}, of->top, of->gain, 1);
+    work->version->extremes(&leasts, (span){0, chunks}, of->shift, of->bottom, 1);
     int64_t count = chunks * job->groups, width = channels / job->groups;
     int64_t apart = work->version->reduce(of->most, count, width, MAXIMUM);
     work->version->reduce(of->least, count, width, MINIMUM);

@@ -12,10 +12,11 @@ TARGET FE_INLINE VEC NAME(raw)(const fe_norm_map *map, int64_t at, int64_t n, in
     return bytes ? NAME(load_bytes)(map->bytes + at, n) : NAME(load)(map->floats + at, n);
 }
 
-TARGET FE_INLINE void NAME(extremes_of_lanes)(const norm_job *job, span pixels, float *most, float *least, int64_t c,
-                                              int64_t n, int bytes) {
+TARGET FE_INLINE void NAME(extremes_of_lanes)(const norm_job *job, span pixels, float *most, float *least, int is_first,
+                                              int64_t c, int64_t n, int bytes) {
     const int64_t channels = job->channels;
-    VEC top = NAME(load)(most + c, n), bottom = NAME(load)(least + c, n);
+    VEC top = is_first ? NAME(set)(-__builtin_inff()) : NAME(load)(most + c, n);
+    VEC bottom = is_first ? NAME(set)(__builtin_inff()) : NAME(load)(least + c, n);
     for (int64_t i = pixels.begin; i < pixels.end; i++) {
         VEC x = NAME(raw)(&job->x, i * channels + c, n, bytes);
         top = NAME(maximum)(x, top);
@@ -26,19 +27,19 @@ TARGET FE_INLINE void NAME(extremes_of_lanes)(const norm_job *job, span pixels, 
 }
 
 /* Whole vectors have a loop of their own, which asks for no number of lanes. */
-TARGET FE_INLINE void NAME(extremes_of)(const norm_job *job, span pixels, float *most, float *least, int bytes) {
+TARGET FE_INLINE void NAME(extremes_of)(const norm_job *job, span pixels, float *most, float *least, int is_first, int bytes) {
     int64_t c = 0;
     for (; c + LANES <= job->channels; c += LANES)
-        NAME(extremes_of_lanes)(job, pixels, most, least, c, LANES, bytes);
+        NAME(extremes_of_lanes)(job, pixels, most, least, is_first, c, LANES, bytes);
     if (c < job->channels)
-        NAME(extremes_of_lanes)(job, pixels, most, least, c, job->channels - c, bytes);
+        NAME(extremes_of_lanes)(job, pixels, most, least, is_first, c, job->channels - c, bytes);
 }
 
-TARGET static void NAME(extremes)(const norm_job *job, span pixels, float *most, float *least) {
+TARGET static void NAME(extremes)(const norm_job *job, span pixels, float *most, float *least, int is_first) {
     if (job->x.bytes)
-        NAME(extremes_of)(job, pixels, most, least, 1);
+        NAME(extremes_of)(job, pixels, most, least, is_first, 1);
     else
-        NAME(extremes_of)(job, pixels, most, least, 0);
+        NAME(extremes_of)(job, pixels, most, least, is_first, 0);
 }
 
 TARGET FE_INLINE VEC NAME(extreme)(VEC a, VEC b, int which) {

@@ -198,7 +198,8 @@ def _finite(x: "torch.Tensor", low: float, high: float) -> tuple[float, float]:
     return low, high
 
 
-def _bytes_like(x: "torch.Tensor") -> "torch.Tensor":
+def bytes_like(x: "torch.Tensor") -> "torch.Tensor":
+    """Make bytes of the shape and layout of a tensor without gaps, without setting their values."""
     import torch
 
     if x.numel() < SMALLEST:
@@ -212,7 +213,7 @@ def _rounded(
     extension = _dispatch.extension
     if extension is None or not is_served(x):
         return round_reference(x, inverse, zero_point, least, most, seed)
-    out = _bytes_like(x)
+    out = bytes_like(x)
     if x.numel():
         addresses = out.data_ptr(), x.data_ptr()
         rounding = (inverse, zero_point, least, most, seed)
@@ -227,7 +228,7 @@ def _rounded_twice(
     extension = _dispatch.extension
     if extension is None or not is_served(x):
         return round_reference(x, *rounding), *quantise_halves_reference(x, half_inverse)
-    out, high, low = _bytes_like(x), _bytes_like(x), _bytes_like(x)
+    out, high, low = bytes_like(x), bytes_like(x), bytes_like(x)
     if x.numel():
         addresses = out.data_ptr(), high.data_ptr(), low.data_ptr(), x.data_ptr()
         extension.quantise_error(_dispatch.ceiling(), *addresses, x.numel(), *rounding, half_inverse)

@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from flower_edge.kernels import _dispatch, _threads
+from flower_edge.kernels._int8_reference import value_range_reference
 from flower_edge.kernels._maps import check_map, empty_map
 from flower_edge.kernels._range_evonorm_reference import CHUNKS, range_factor
 
@@ -129,7 +130,7 @@ def bounds_of(x: "torch.Tensor") -> tuple[float, float]:
 
 def with_bounds(gradients: "tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]") -> NormGradients:
     """Give gradients from the slow twin."""
-    return NormGradients(*gradients, bounds_of(gradients[0]))
+    return NormGradients(*gradients, value_range_reference(gradients[0]))
 
 
 def run_forward(x: Map, y: Map, extremes: "torch.Tensor", norm: Norm) -> tuple[float, float]:

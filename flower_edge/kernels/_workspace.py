@@ -18,8 +18,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-SMALLEST = 1 << 20
-"""Bytes from which on memory is kept; torch's own allocator is good at smaller blocks."""
+SMALLEST = 1 << 18
+"""Bytes from which on memory is kept: the C library may hand blocks back from half as many on."""
 
 _LINE = 64
 _FLOAT = 4

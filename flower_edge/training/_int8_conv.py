@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flower_edge.kernels._chain import conv_backward, conv_forward
+from flower_edge.kernels._int8_quantise import quantise, quantise_error
+from flower_edge.kernels._int8_shape import conv_shape
 from flower_edge.training import _choice, _int8_ops, _ops
 from flower_edge.training._int8_ops import Geometry
 from flower_edge.training._quantised_map import QuantisedMap
@@ -89,7 +92,7 @@ def measured(
     """
     dtype = torch.get_autocast_dtype(x.device.type) if _ops.autocast_enabled(x.device.type) else x.dtype
     key = (
-        *(tuple(x.shape), tuple(weight.shape), geometry, way, x.requires_grad, weight.requires_grad, type(x)),
+        *(x.shape, weight.shape, geometry, way, x.requires_grad, weight.requires_grad, type(x)),
         *(_ops.is_channels_last(x), _ops.is_channels_last(weight), x.dtype, dtype, x.device),
         torch.get_num_threads(),
     )
@@ -120,6 +123,18 @@ def _measure(
             rest = (way.error_bits, way.stochastic, needs)
             return _int8_ops.backward(quantised_grad, weight, saved, geometry, *rest)
 
+        if way.chained:
+            # Whoever reads the output hands its gradient over in bytes.
+            shape = conv_shape(tuple(x.shape), tuple(weight.shape), *geometry)
+            error = quantise_error(quantised_grad, way.error_bits if needs[1] else 8)
+
+            def chained() -> object:
+                cells = quantise(x) if given is None else given
+                return conv_forward(cells, weight, None, shape), conv_backward(
+                    cells, error, weight, shape, needs
+                )
+
+            return _choice.timed(exact, chained, x.device)
         return _choice.timed(exact, ours, x.device)
 
 

@@ -64,12 +64,13 @@ class EdgeConv2d(nn.Conv2d):
         if input.dim() == 3:
             return self._in_8_bits(input[None], way)[0]
         x, padding = self._padded(input)
+        weight, bias = self.weight, self.bias
         geometry = Geometry(self.stride, padding, self.dilation, self.groups)
-        if not pays_in_8_bits(self, x, self.weight, geometry, way):
+        if not pays_in_8_bits(self, x, weight, geometry, way):
             return super().forward(input)
         if way.chained and hands_bytes(x):
-            return chained_conv2d(x, self.weight, self.bias, geometry, way.error_bits, way.stochastic)
-        return int8_conv2d(x, self.weight, self.bias, geometry, way)
+            return chained_conv2d(x, weight, bias, geometry, way.error_bits, way.stochastic)
+        return int8_conv2d(x, weight, bias, geometry, way)
 
     def _trains(self, input: Tensor, scale: Tensor | None) -> bool:
         trained = self.weight.requires_grad or (scale is not None and scale.requires_grad)
@@ -110,6 +111,8 @@ class EdgeConv2d(nn.Conv2d):
 
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Pad what torch's convolution would not, and give the padding that is left to it."""
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            return x, (self.padding[0], self.padding[1])
         if self.padding_mode != "zeros":
             return pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
         padding, uneven = resolved_padding(self)

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CEXT = Path(__file__).parents[2] / "cext"
-FAMILIES = sorted(path.name.removesuffix("_test.c") for path in (CEXT / "tests").glob("*_test.c"))
+# What has no kernels of its own: the families that it is made of.
+MADE_OF = {"chain": ("int8", "range_evonorm")}
+RUNNERS = sorted(path.name.removesuffix("_test.c") for path in (CEXT / "tests").glob("*_test.c"))
+FAMILIES = [name for name in RUNNERS if name not in MADE_OF]
+
+
+def families_of(program: Path) -> tuple[str, ...]:
+    """List the families whose kernels a runner runs."""
+    name = program.name.removesuffix("_test")
+    return MADE_OF.get(name, (name,))
 
 
 def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",), level: str = "-O2") -> Path:
@@ -15,7 +24,7 @@ def build(family: str, into: Path, compiler: Sequence[str] = ("gcc",), level: st
     sources = [
         CEXT / "cpu.c",
         CEXT / "parallel.c",
-        *sorted((CEXT / family).glob("*.c")),
+        *sorted(path for each in (family, *MADE_OF.get(family, ())) for path in (CEXT / each).glob("*.c")),
         CEXT / "tests" / f"{family}_test.c",
     ]
     command = [
