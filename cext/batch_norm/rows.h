@@ -1,7 +1,7 @@
 /* Kernels whose lanes are channels. Included once for each instruction set, which defines VEC, LANES, REGISTERS, NAME, TARGET and
  * the primitives. Some neighbouring vectors of channels, whose sums stay in registers, go through a block of pixels together; the
  * last ones of a pixel may have fewer channels, n of them. The number of vectors, and what is done, are compile-time constants of
- * the inlined functions. */
+ * the inlined functions, except in plain C, which is small rather than fast. */
 enum {
     /* Vectors that have whole bytes of bits. */
     NAME(group) = LANES < 8 ? 8 / LANES : 1,
@@ -80,7 +80,7 @@ TARGET FE_INLINE void NAME(add_sums)(const norm_job *job, span pixels, float *su
     for (int64_t begin = pixels.begin; begin < pixels.end; begin += block) {
         span part = {begin, least_of(begin + block, pixels.end)};
         int64_t c = 0;
-        for (; c + NAME(wide) * LANES <= channels; c += NAME(wide) * LANES)
+        for (; LANES > 1 && c + NAME(wide) * LANES <= channels; c += NAME(wide) * LANES)
             NAME(add_vectors)(job, part, c, NAME(wide), NAME(wide) * LANES, sum, product, of_gradient, activated);
         for (; c < channels; c += NAME(narrow) * LANES) {
             const int64_t n = least_of(channels - c, NAME(narrow) * LANES);
@@ -97,7 +97,9 @@ TARGET static void NAME(add_moments)(const norm_job *job, span pixels, float *su
 }
 
 TARGET static void NAME(add_gradients)(const norm_job *job, span pixels, float *sum, float *product) {
-    if (job->bits)
+    if (LANES == 1)
+        NAME(add_sums)(job, pixels, sum, product, 1, job->bits != NULL);
+    else if (job->bits)
         NAME(add_sums)(job, pixels, sum, product, 1, 1);
     else
         NAME(add_sums)(job, pixels, sum, product, 1, 0);
@@ -148,7 +150,7 @@ TARGET FE_INLINE void NAME(write_all)(const norm_job *job, span pixels, int of_g
     for (int64_t begin = pixels.begin; begin < pixels.end; begin += block) {
         span part = {begin, least_of(begin + block, pixels.end)};
         int64_t c = 0;
-        for (; c + NAME(wide) * LANES <= channels; c += NAME(wide) * LANES)
+        for (; LANES > 1 && c + NAME(wide) * LANES <= channels; c += NAME(wide) * LANES)
             NAME(write_vectors)(job, part, c, NAME(wide), NAME(wide) * LANES, of_gradient, activated);
         for (; c < channels; c += NAME(narrow) * LANES) {
             const int64_t n = least_of(channels - c, NAME(narrow) * LANES);
@@ -162,14 +164,18 @@ TARGET FE_INLINE void NAME(write_all)(const norm_job *job, span pixels, int of_g
 }
 
 TARGET static void NAME(normalise)(const norm_job *job, span pixels) {
-    if (job->bits)
+    if (LANES == 1)
+        NAME(write_all)(job, pixels, 0, job->bits != NULL);
+    else if (job->bits)
         NAME(write_all)(job, pixels, 0, 1);
     else
         NAME(write_all)(job, pixels, 0, 0);
 }
 
 TARGET static void NAME(differentiate)(const norm_job *job, span pixels) {
-    if (job->bits)
+    if (LANES == 1)
+        NAME(write_all)(job, pixels, 1, job->bits != NULL);
+    else if (job->bits)
         NAME(write_all)(job, pixels, 1, 1);
     else
         NAME(write_all)(job, pixels, 1, 0);
