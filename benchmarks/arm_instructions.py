@@ -30,6 +30,7 @@ FAMILIES = (
     "range_evonorm",
     "byte_sums",
     "sparse_grad",
+    "batch_norm",
 )
 CORES = {"cortex-a72": ("neon", FAMILIES), "cortex-a76": ("dotprod", ("int8",)), "max": ("i8mm", ("int8",))}
 """What runs on an emulated core, and which families it is counted for."""

@@ -4,6 +4,7 @@
  * what could overflow or be NULL is checked. */
 #include "binding.h"
 
+#include "batch_norm/batch_norm.h"
 #include "byte_sums/byte_sums.h"
 #include "cpu.h"
 #include "gradient_filter/gradient_filter.h"
@@ -30,6 +31,7 @@ static const struct {
     {"byte_sums", fe_byte_sums_isa},
     {"int8", fe_int8_isa},
     {"sparse_grad", fe_sparse_grad_isa},
+    {"batch_norm", fe_batch_norm_isa},
 };
 
 int fe_as_isa(PyObject *object, fe_isa *isa) {
@@ -300,8 +302,8 @@ static PyMethodDef methods[] = {
 };
 
 static int add_families(PyObject *module) {
-    PyMethodDef *const methods_of[] = {fe_byte_sums_methods,     fe_chain_methods,       fe_gradient_filter_methods, fe_int8_methods,
-                                       fe_range_evonorm_methods, fe_sparse_grad_methods, fe_spectrum_methods};
+    PyMethodDef *const methods_of[] = {fe_batch_norm_methods, fe_byte_sums_methods, fe_chain_methods, fe_gradient_filter_methods,
+                                       fe_int8_methods, fe_range_evonorm_methods, fe_sparse_grad_methods, fe_spectrum_methods};
     for (size_t i = 0; i < sizeof methods_of / sizeof *methods_of; i++)
         if (PyModule_AddFunctions(module, methods_of[i]) < 0)
             return -1;

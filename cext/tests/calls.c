@@ -1,5 +1,6 @@
 /* Calls a family's kernels as often as it is told to, for whoever counts instructions: `calls FAMILY COUNT`, with
  * FLOWER_EDGE_ISA as everywhere. Says which version ran. Exits 2 on wrong arguments. */
+#include "batch_norm/batch_norm.h"
 #include "byte_sums/byte_sums.h"
 #include "check.h"
 #include "gradient_filter/gradient_filter.h"
@@ -172,6 +173,14 @@ static void range_evonorm(fe_isa isa) {
         exit(1);
 }
 
+static void batch_norm(fe_isa isa) {
+    static float statistics[3 * CHANNELS], grads[2][CHANNELS];
+    const fe_batch_norm norm = {.pixels = LENGTH / CHANNELS, .channels = CHANNELS, .eps = 1e-5, .cap = 6.0f};
+    if (fe_batch_norm_forward(isa, &norm, rows[0], out, bits, statistics) ||
+        fe_batch_norm_backward(isa, &norm, rows[0], statistics, bits, rows[1], out, grads[0], grads[1]))
+        exit(1);
+}
+
 static const struct {
     const char *name;
     void (*call)(fe_isa isa);
@@ -185,6 +194,7 @@ static const struct {
     {"range_evonorm", range_evonorm, fe_range_evonorm_isa},
     {"byte_sums", byte_sums, fe_byte_sums_isa},
     {"sparse_grad", sparse_grad, fe_sparse_grad_isa},
+    {"batch_norm", batch_norm, fe_batch_norm_isa},
 };
 
 /* Half of the plane of frequencies, since the other half has the same waves. */

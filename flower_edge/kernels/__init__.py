@@ -4,6 +4,7 @@ The extension ``flower_edge._kernels`` chooses the best version for this CPU at 
 thread pool. Where it is missing the slow twins run instead; :func:`explain` says what runs and why.
 """
 
+from flower_edge.kernels._batch_norm import NormalisedBatch, batch_norm, batch_norm_backward
 from flower_edge.kernels._conv import conv_filter_backward, conv_filter_backward_reference
 from flower_edge.kernels._dispatch import Explanation, available_isas, explain, use_isa
 from flower_edge.kernels._grid import walsh_basis
@@ -53,9 +54,12 @@ from flower_edge.kernels._taps import (
 __all__ = [
     "Explanation",
     "NormGradients",
+    "NormalisedBatch",
     "PackedSigns",
     "PrunedGradient",
     "available_isas",
+    "batch_norm",
+    "batch_norm_backward",
     "collapse_taps",
     "collapse_taps_reference",
     "conv_filter_backward",

@@ -23,6 +23,7 @@ _TWINS = {
     "range_evonorm": "torch",
     "sparse_grad": "torch",
     "byte_sums": "torch",
+    "batch_norm": "torch",
 }
 
 

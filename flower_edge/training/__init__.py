@@ -10,6 +10,7 @@ from flower_edge.training.budget import Deadline, Energy, Memory, Time
 from flower_edge.training.choice import Choice
 from flower_edge.training.elastic import ElasticTrainer
 from flower_edge.training.frozen_norm import FrozenNorm
+from flower_edge.training.fused_norm import FusedNorm
 from flower_edge.training.gradient_angle import GradientAngle, gradient_angle
 from flower_edge.training.gradient_filter import GradientFilter
 from flower_edge.training.int8 import Int8Training
@@ -40,6 +41,7 @@ __all__ = [
     "ElasticTrainer",
     "Energy",
     "FrozenNorm",
+    "FusedNorm",
     "GradientAngle",
     "GradientFilter",
     "Int8Training",

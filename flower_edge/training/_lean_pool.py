@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flower_edge.kernels._maps import empty_map, is_channels_last, is_served
+from flower_edge.training._ops import is_eager
+
 Pair = tuple[int, int]
 
 
@@ -56,7 +59,13 @@ class _LeanMaxPool2d(torch.autograd.Function):
         places = within.to(torch.int64).add_(_corners(within, stride, padding, ctx.x_shape[-1]))
         # Stands in for the input, whose values are not read; memory that is not touched costs nothing.
         x = grad.new_empty_strided(ctx.x_shape, ctx.x_stride)
-        grad_x = torch.ops.aten.max_pool2d_with_indices_backward.default(grad, x, *ctx.pooling, places)
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        if is_eager(x) and is_served(x) and x.dim() == 4:
+            # As large as the input: to touch fresh pages takes longer than the work.
+            grad_x = empty_map((x.shape[0], x.shape[1], x.shape[2], x.shape[3]), is_channels_last(x))
+            backward.grad_input(grad, x, *ctx.pooling, places, grad_input=grad_x)
+        else:
+            grad_x = backward.default(grad, x, *ctx.pooling, places)
         return (grad_x, *(None,) * len(ctx.pooling))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from flower_edge.training._folded_conv import Fold, scale_and_shift
+from flower_edge.training._tracing import traced_calls
 from flower_edge.training.layers import EdgeConv2d
 from flower_edge.training.rule import Method, Rule
 
@@ -168,22 +169,14 @@ def _is_norm(module: nn.Module) -> bool:
     return type(module) in (nn.BatchNorm2d, FrozenBatchNorm2d) and module.running_mean is not None
 
 
-class _LeafTracer(fx.Tracer):
-    """Sees through containers only: prepared layers are layers, too."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
-
-
 def _traced_pairs(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[tuple[str, str]]:
     try:
-        graph = _LeafTracer().trace(model)
+        calls = traced_calls(model)
     except Exception as error:
         raise ValueError(
             f"torch.fx cannot trace {type(model).__name__} ({type(error).__name__}: {error}); name what to "
             "fold: FrozenNorm(pairs=[('a convolution', 'the norm after it'), ...])"
         ) from error
-    calls = [node for node in graph.nodes if node.op == "call_module"]
     called = [modules[str(node.target)] for node in calls]
     pairs = []
     for node in calls:

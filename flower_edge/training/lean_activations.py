@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flower_edge.training._activated import is_handed_over
 from flower_edge.training._lean_ops import one_bit_relu
 from flower_edge.training._lean_pool import lean_max_pool2d
 from flower_edge.training.rule import Rule
@@ -82,7 +83,9 @@ class LeanReLU(nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         """Do what `nn.ReLU` does."""
-        if _saves(input):
+        if is_handed_over(input):
+            return input
+        if self.rule.saved is not None and _saves(input):
             return one_bit_relu(input, None, self.inplace)
         return super().forward(input)
 
@@ -96,7 +99,9 @@ class LeanReLU6(nn.ReLU6):
 
     def forward(self, input: Tensor) -> Tensor:
         """Do what `nn.ReLU6` does."""
-        if _saves(input):
+        if is_handed_over(input):
+            return input
+        if self.rule.saved is not None and _saves(input):
             return one_bit_relu(input, 6.0, self.inplace)
         return super().forward(input)
 
