@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import JETSON_NANO, LAPTOP, XEON, build
 
@@ -51,6 +51,7 @@ class Recorded(PowerSensor):
         return next(self._watts)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(1e-3, 10)), min_size=1, max_size=30))
 def test_the_area_is_numpy_s(samples: list[tuple[float, float]]) -> None:
     watts = [power for power, _ in samples]
