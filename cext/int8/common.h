@@ -17,6 +17,8 @@ enum {
     MOST_GROUP = 8,
     /* Columns of the widest block of weights. */
     MOST_COLUMNS = 64,
+    /* Weights that become bytes together. */
+    PACKED = 16,
     /* Groups whose weights are held in registers. */
     MOST_CHUNK = 4,
     /* Rows of a gram that are turned together. */

@@ -1,5 +1,5 @@
-/* Weights become bytes, for one instruction set, in the order that they are multiplied in. Plain loops, which the compiler
- * turns into vectors. */
+/* Weights become bytes, for one instruction set, in the order that they are multiplied in. Plain loops: where their length is
+ * PACKED, which the compiler knows, it turns them into vectors. */
 
 /* Magnitudes of floats are ordered as their bits are; those of NaN and infinity come last. */
 FE_INLINE int32_t NAME(magnitude)(float value) {
@@ -16,62 +16,85 @@ FE_INLINE uint8_t NAME(nearest_byte)(float value) {
     return (uint8_t)bits;
 }
 
+TARGET FE_INLINE void NAME(raise)(int32_t *magnitudes, const float *weight, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        magnitudes[i] = NAME(magnitude)(weight[i]) > magnitudes[i] ? NAME(magnitude)(weight[i]) : magnitudes[i];
+}
+
 TARGET FE_INLINE void NAME(largest)(int32_t *magnitudes, const pack_job *job) {
     const int64_t columns = job->columns, whole = job->places * job->channels;
-    for (int64_t i = 0; i < columns; i++)
-        magnitudes[i] = 0;
+    memset(magnitudes, 0, (size_t)columns * sizeof *magnitudes);
     if (job->made == 1) {
         for (int64_t i = 0; i < columns; i++) {
-            int32_t largest = 0;
+            int32_t found[PACKED] = {0};
             const float *weight = job->weight + i * job->result;
-            for (int64_t k = 0; k < whole; k++)
-                largest = NAME(magnitude)(weight[k]) > largest ? NAME(magnitude)(weight[k]) : largest;
-            magnitudes[i] = largest;
+            int64_t k = 0;
+            for (; k + PACKED <= whole; k += PACKED)
+                NAME(raise)(found, weight + k, PACKED);
+            NAME(raise)(found, weight + k, whole - k);
+            for (int lane = 0; lane < PACKED; lane++)
+                magnitudes[i] = found[lane] > magnitudes[i] ? found[lane] : magnitudes[i];
         }
         return;
     }
     for (int64_t k = 0; k < job->channels; k++)
         for (int64_t t = 0; t < job->places; t++) {
             const float *weight = job->weight + k * job->made + t * job->tap;
-            for (int64_t i = 0; i < columns; i++)
-                magnitudes[i] = NAME(magnitude)(weight[i]) > magnitudes[i] ? NAME(magnitude)(weight[i]) : magnitudes[i];
+            int64_t i = 0;
+            for (; i + PACKED <= columns; i += PACKED)
+                NAME(raise)(magnitudes + i, weight + i, PACKED);
+            NAME(raise)(magnitudes + i, weight + i, columns - i);
         }
+}
+
+TARGET FE_INLINE int32_t NAME(bytes_of_row)(int8_t *restrict to, const float *row, float inverse, int64_t count) {
+    int32_t sum = 0;
+    for (int64_t c = 0; c < count; c++)
+        to[c] = (int8_t)NAME(nearest_byte)(row[c] * inverse);
+    for (int64_t c = 0; c < count; c++)
+        sum += to[c];
+    return sum;
 }
 
 /* Rows of the weight are columns here: groups of channels lie side by side already. */
 TARGET FE_INLINE void NAME(pack_rows)(const pack_job *job, int8_t *to, const float *weight, const float *inverse,
                                       int64_t width, int32_t *sums) {
-    enum { STRIP = 64 };
     for (int64_t i = 0; i < job->columns; i++) {
-        int32_t sum = 0;
-        for (int64_t k = 0; k < job->channels; k += STRIP) {
-            int8_t strip[STRIP] = {0};
-            int64_t length = smaller(STRIP, job->channels - k);
+        sums[i] = 0;
+        for (int64_t k = 0; k < job->channels; k += PACKED) {
+            int8_t bytes[PACKED] = {0};
             const float *row = weight + i * job->result + k;
-            for (int64_t c = 0; c < length; c++)
-                strip[c] = (int8_t)NAME(nearest_byte)(row[c] * inverse[i]);
-            for (int64_t c = 0; c < length; c++)
-                sum += strip[c];
-            for (int64_t c = 0; c < length; c += GROUP)
-                memcpy(to + (k + c) * width + i * GROUP, strip + c, GROUP);
+            int64_t count = smaller(PACKED, job->channels - k);
+            if (count == PACKED)
+                sums[i] += NAME(bytes_of_row)(bytes, row, inverse[i], PACKED);
+            else
+                sums[i] += NAME(bytes_of_row)(bytes, row, inverse[i], count);
+            for (int64_t c = 0; c < count; c += GROUP)
+                memcpy(to + (k + c) * width + i * GROUP, bytes + c, GROUP);
         }
-        sums[i] = sum;
     }
+}
+
+TARGET FE_INLINE void NAME(bytes_of_columns)(uint8_t *restrict to, int32_t *restrict sums, const float *row,
+                                             const float *inverse, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        to[i] = NAME(nearest_byte)(row[i] * inverse[i]) ^ FE_ERROR_ZERO;
+    for (int64_t i = 0; i < count; i++)
+        sums[i] += (int32_t)to[i] - FE_ERROR_ZERO;
 }
 
 TARGET FE_INLINE void NAME(pack_columns)(const pack_job *job, int8_t *to, const float *weight, const float *inverse,
                                          int64_t width, int32_t *sums) {
     uint8_t rows[MOST_GROUP][MOST_COLUMNS];
-    for (int64_t i = 0; i < width; i++)
-        sums[i] = 0;
+    memset(sums, 0, (size_t)width * sizeof *sums);
     for (int64_t k = 0; k < job->channels; k += GROUP, to += width * GROUP) {
         memset(rows, FE_ERROR_ZERO, sizeof rows);
         for (int64_t g = 0; g < smaller(GROUP, job->channels - k); g++) {
             const float *row = weight + (k + g) * job->made;
-            for (int64_t i = 0; i < job->columns; i++) {
-                rows[g][i] = NAME(nearest_byte)(row[i] * inverse[i]) ^ FE_ERROR_ZERO;
-                sums[i] += (int32_t)rows[g][i] - FE_ERROR_ZERO;
-            }
+            int64_t i = 0;
+            for (; i + PACKED <= job->columns; i += PACKED)
+                NAME(bytes_of_columns)(rows[g] + i, sums + i, row + i, inverse + i, PACKED);
+            NAME(bytes_of_columns)(rows[g] + i, sums + i, row + i, inverse + i, job->columns - i);
         }
         int64_t i = 0;
         for (; i + 16 <= width; i += 16)
