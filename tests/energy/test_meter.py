@@ -13,6 +13,8 @@ from layouts import JETSON_NANO, LAPTOP, XEON, build
 from flower_edge.energy import Meter, Reading, SensorError, find_sensors, measure_idle
 from flower_edge.energy.sensor import Area, PowerSensor
 
+pytestmark = pytest.mark.board
+
 NANO_POWER = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0/in_power0_input"
 
 

@@ -15,6 +15,8 @@ from flower_edge.energy import find_sensors
 from flower_edge.energy.rapl import Counters, Zone
 from flower_edge.energy.sensor import PowerSensor
 
+pytestmark = pytest.mark.board
+
 NOBODY = 65534
 
 

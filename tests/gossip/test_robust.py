@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from flower_edge.gossip import DPSGD, ClippedGossip, TrimmedMean, full_graph_plan, load_graph
 from flower_edge.gossip.robust import named_mixer
 
+pytestmark = pytest.mark.board
+
 ROW = {0: 0.4, 1: 0.1, 2: 0.2, 3: 0.3}
 SIZES = [1, 7, 15, 31, 33, 97, (1 << 16) + 1]
 

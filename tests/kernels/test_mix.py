@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from flower_edge import kernels
 
+pytestmark = pytest.mark.board
+
 F32 = npt.NDArray[np.float32]
 ISAS = kernels.available_isas()
 SIZES = [0, 1, 7, 15, 31, 33, 97, 1000, 4099]

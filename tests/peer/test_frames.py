@@ -22,6 +22,8 @@ from flower_edge.peer.frames import (
 )
 from flower_edge.peer.inbox import Inbox
 
+pytestmark = pytest.mark.board
+
 RUN = bytes(range(16))
 
 controls = st.builds(

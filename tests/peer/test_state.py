@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from flower_edge.peer import State, StateError
 
+pytestmark = pytest.mark.board
+
 RUN = bytes(range(16))
 
 

@@ -15,6 +15,8 @@ from flower_edge.training import ElasticTrainer, SlidingWindow, Time, blend
 from flower_edge.training.backward_graph import BackwardGraph, Operation, TrainableTensor
 from flower_edge.training.window import path_seconds
 
+pytestmark = pytest.mark.board
+
 
 def chain(costs: list[float], tensors: list[int]) -> BackwardGraph:
     """Operations from input to output; the last two are head and loss."""
