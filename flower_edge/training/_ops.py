@@ -97,7 +97,7 @@ def backward(
     run = _backward if is_eager(grad) else torch.ops.flower_edge.conv2d_filtered_backward.default
     with without_autocast(grad.device.type):
         gradients: tuple[Tensor, Tensor, Tensor] = run(
-            grad, weight, sums, x_shape, *conv.numbers, channels_last, needs_x, scale
+            grad, weight, sums, x_shape, *conv.numbers(), channels_last, needs_x, scale
         )
     return gradients
 
