@@ -139,7 +139,7 @@ class Operations(NamedTuple):
     filtered: int
     windows_suffice: bool
 
-    @property
+    # Not a property, which torch 2.10 cannot compile.
     def pay(self) -> bool:
         """Whether filtering saves more than half, and a window is large enough to choose low frequencies.
 
