@@ -8,7 +8,6 @@ and mix import no torch. Training is of ResNet-20 and MobileNetV2 (width 0.5) on
 hardly disturb, after torch, numpy and flwr are there; the median of three processes.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -58,6 +57,11 @@ METHODS = {
     "8 bits": "prepare_(model, Int8Training(fallback='never'))",
     "Range-EvoNorm": "replace_batchnorm_(model)",
     "8 bits + Range-EvoNorm": "prepare_(replace_batchnorm_(model), Int8Training(fallback='never'))",
+    "8 bits from layer to layer + Range-EvoNorm": (
+        "prepare_(replace_batchnorm_(model), Int8Training(fallback='never', chain=True))"
+    ),
+    "pruned gradients": "prepare_(model, SignFeedback(fallback='never'))",
+    "pruned gradients, sign feedback": "prepare_(model, SignFeedback(feedback='sign', fallback='never'))",
     "elastic, half of the backward time": "ELASTIC",
 }
 
@@ -145,9 +149,8 @@ def main(bench: Benchmark) -> None:
 
     peaks: dict[str, int] = {}
     for name, script in NODES.items():
-        if "flower_edge.peer" not in script or importlib.util.find_spec("flower_edge.peer") is not None:
-            peaks[name] = peak_bytes(script)
-            add(name, peaks[name])
+        peaks[name] = peak_bytes(script)
+        add(name, peaks[name])
     for network in NETWORKS:
         for method in list(METHODS)[: 2 if bench.quick else None]:
             name = f"{network}, {method}"

@@ -32,9 +32,11 @@ TARGET static void NAME(ends)(float ends[2], const fe_byte_map *x, const fe_byte
 TARGET static void NAME(sum)(uint8_t *out, float inverse, int zero, const fe_byte_map *x, const fe_byte_map *y,
                              int64_t count) {
     const VEC steps = NAME(set)(inverse), origin = NAME(set)((float)zero);
+    /* Copies, which bytes that are written cannot be part of. */
+    const fe_byte_map a = *x, b = *y;
     for (int64_t i = 0; i < count; i += LANES) {
         int64_t n = least_of(count - i, LANES);
-        VEC sum = NAME(add)(NAME(multiply)(NAME(sum_at)(x, y, i, n), steps), origin);
+        VEC sum = NAME(add)(NAME(multiply)(NAME(sum_at)(&a, &b, i, n), steps), origin);
         NAME(store_bytes)(out + i, sum, n);
     }
 }

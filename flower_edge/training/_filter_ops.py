@@ -34,4 +34,4 @@ def backward(
 
 def saves_operations(x_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvFilter") -> bool:
     """Tell whether the filter is worth its loss of accuracy before anything is measured."""
-    return conv.basis != "fourier" or _spectral_geometry.operations(x_shape, weight_shape, conv).pay
+    return conv.basis != "fourier" or _spectral_geometry.operations(x_shape, weight_shape, conv).pay()

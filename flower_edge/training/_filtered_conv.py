@@ -45,7 +45,7 @@ class ConvFilter(NamedTuple):
     components: int
     basis: str = "walsh"
 
-    @property
+    # Not a property, which torch 2.10 cannot compile.
     def numbers(self) -> tuple[tuple[int, ...], tuple[int, int], tuple[int, ...], int, int, int]:
         """All but the basis, as torch's operators take them."""
         return self[:-1]

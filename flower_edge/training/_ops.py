@@ -97,7 +97,7 @@ def backward(
     run = _backward if is_eager(grad) else torch.ops.flower_edge.conv2d_filtered_backward.default
     with without_autocast(grad.device.type):
         gradients: tuple[Tensor, Tensor, Tensor] = run(
-            grad, weight, sums, x_shape, *conv.numbers, channels_last, needs_x, scale
+            grad, weight, sums, x_shape, *conv.numbers(), channels_last, needs_x, scale
         )
     return gradients
 
@@ -109,8 +109,9 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def autocast_enabled(device: str) -> bool:
-    """Tell whether autocast is on, also for devices that have none."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    """Tell whether autocast is on; the meta device has none."""
+    # torch.amp.is_autocast_available would know of other devices, but torch 2.10 cannot compile it.
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def is_eager(x: Tensor) -> bool:

@@ -139,7 +139,7 @@ class Operations(NamedTuple):
     filtered: int
     windows_suffice: bool
 
-    @property
+    # Not a property, which torch 2.10 cannot compile.
     def pay(self) -> bool:
         """Whether filtering saves more than half, and a window is large enough to choose low frequencies.
 
@@ -160,7 +160,7 @@ def operations(x_shape: Sequence[int], weight_shape: Sequence[int], conv: "ConvF
     conv : ConvFilter
         The convolution.
     """
-    layer = layer_of(weight_shape[2:], *conv.numbers)
+    layer = layer_of(weight_shape[2:], *conv.numbers())
     kernel_size = layer.kernel_size
     y_size = [
         (x_shape[2 + axis] + 2 * p - d * (k - 1) - 1) // s + 1

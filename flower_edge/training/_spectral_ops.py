@@ -55,7 +55,7 @@ def spectra(x: Tensor, y_shape: Sequence[int], weight_shape: Sequence[int], conv
         Shape ``(components, N * tiles, C_in)``.
     """
     run = _spectra if is_eager(x) else torch.ops.flower_edge.conv2d_tile_spectra.default
-    found: Tensor = run(x, y_shape[2:], weight_shape[2:], *conv.numbers)
+    found: Tensor = run(x, y_shape[2:], weight_shape[2:], *conv.numbers())
     return found
 
 
@@ -86,7 +86,7 @@ def backward(
     run = _backward if is_eager(grad) else torch.ops.flower_edge.conv2d_spectral_backward.default
     with without_autocast(grad.device.type):
         gradients: tuple[Tensor, Tensor, Tensor] = run(
-            grad, weight, saved, x_shape, *conv.numbers, channels_last, needs_x, scale
+            grad, weight, saved, x_shape, *conv.numbers(), channels_last, needs_x, scale
         )
     return gradients
 

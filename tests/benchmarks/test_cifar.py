@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import pad
@@ -100,6 +100,7 @@ def test_the_folder_is_named_by_option_or_variable(tmp_path: Path, monkeypatch: 
     assert sys.argv == ["name", "--quick"]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(4, 9), st.integers(4, 9), st.integers(0, 99))
 def test_each_image_is_shifted_and_half_are_mirrored(n: int, height: int, width: int, seed: int) -> None:
     pixels = torch.randint(1, 256, (n, 3, height, width), dtype=torch.uint8)
@@ -169,6 +170,7 @@ def test_subsets() -> None:
         images.sample(41, seed=0)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 9), st.sampled_from([0.1, 0.5, 10.0]), st.integers(0, 99))
 def test_every_image_goes_to_one_node(nodes: int, alpha: float, seed: int) -> None:
     labels = torch.arange(200) % 7

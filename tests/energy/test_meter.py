@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import JETSON_NANO, LAPTOP, XEON, build
 
 from flower_edge.energy import Meter, Reading, SensorError, find_sensors, measure_idle
 from flower_edge.energy.sensor import Area, PowerSensor
+
+pytestmark = pytest.mark.board
 
 NANO_POWER = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0/in_power0_input"
 
@@ -51,6 +53,7 @@ class Recorded(PowerSensor):
         return next(self._watts)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(1e-3, 10)), min_size=1, max_size=30))
 def test_the_area_is_numpy_s(samples: list[tuple[float, float]]) -> None:
     watts = [power for power, _ in samples]

@@ -4,6 +4,8 @@ import pytest
 
 from flower_edge.energy import HOROWITZ_45NM, Counts, EnergyModel, EnergyTable
 
+pytestmark = pytest.mark.board
+
 
 def test_counts_times_the_table() -> None:
     modelled = EnergyModel().of(Counts(multiply_adds=10**9, memory_bytes=8 * 10**6))

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import AGX_ORIN, JETSON_NANO, LAPTOP, ORIN_NANO, PI5, UPS_HAT, XEON, build, with_vcgencmd
 
 from flower_edge.energy import find_sensors
 from flower_edge.energy.rapl import Counters, Zone
 from flower_edge.energy.sensor import PowerSensor
+
+pytestmark = pytest.mark.board
 
 NOBODY = 65534
 
@@ -86,6 +88,7 @@ def test_rapl_counters_start_again_from_zero(tmp_path: Path) -> None:
     assert gauge.joules == pytest.approx(250.0, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(
     wraps_after=st.integers(10**6, 10**12),
     start=st.integers(0, 10**12),

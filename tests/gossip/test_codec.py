@@ -10,6 +10,8 @@ from hypothesis.extra import numpy as hnp
 from flower_edge.gossip import Layout
 from flower_edge.gossip.codec import is_finite
 
+pytestmark = pytest.mark.board
+
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 DTYPES = st.sampled_from(["float32", "float16", "int64", "int8", "uint8", "bool"])
 ARRAYS = st.tuples(DTYPES, SHAPES).flatmap(lambda spec: hnp.arrays(*spec))

@@ -24,6 +24,8 @@ from flower_edge.gossip import (
 )
 from flower_edge.gossip.codec import Vector
 
+pytestmark = pytest.mark.board
+
 SIZES = [1, 7, 15, 31, 33, 97]
 HEADER_BYTES = 22
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -20,6 +20,8 @@ from flower_edge.gossip.codec import Vector
 from flower_edge.gossip.delta import TapDelta
 from flower_edge.training import GradientFilter, prepare_
 
+pytestmark = pytest.mark.board
+
 HEADER_BYTES, CHECKSUM_BYTES = 26, 4
 KERNELS = {"0.weight", "3.weight", "6.weight"}
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from flower_edge.gossip import DPSGD, full_graph_plan, load_graph
 
+pytestmark = pytest.mark.board
+
 
 def mix_all(plan, models: np.ndarray, server_round: int = 1) -> np.ndarray:
     mixers = [DPSGD(node) for node in range(plan.n)]
@@ -27,6 +29,7 @@ def mix_all(plan, models: np.ndarray, server_round: int = 1) -> np.ndarray:
 @settings(max_examples=25, deadline=None)
 @given(n=st.integers(2, 12), seed=st.integers(0, 2**16), size=st.sampled_from([1, 7, 15, 31, 33, 97]))
 def test_all_nodes_together_multiply_by_the_mixing_matrix(n: int, seed: int, size: int) -> None:
+    pytest.importorskip("scipy", reason="a plan's matrix is one of scipy's")
     plan = full_graph_plan(load_graph(random_connected_graph(n, seed)))
     models = np.random.default_rng(seed).standard_normal((n, size)).astype(np.float32)
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from flower_edge.gossip import CodecError, DirectedPlan, PushSum
 
+pytestmark = pytest.mark.board
+
 SIZE = 33
 RING = DirectedPlan(5, [[0, 1], [1, 2], [2, 3], [3, 4], [4, 0], [0, 2]])
 

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flower_edge.gossip import DPSGD, ClippedGossip, TrimmedMean, full_graph_plan, load_graph
 from flower_edge.gossip.robust import named_mixer
+
+pytestmark = pytest.mark.board
 
 ROW = {0: 0.4, 1: 0.1, 2: 0.2, 3: 0.3}
 SIZES = [1, 7, 15, 31, 33, 97, (1 << 16) + 1]
@@ -53,6 +55,7 @@ def test_trimming_against_its_formula(size: int, trim: int) -> None:
     np.testing.assert_allclose(mixed, slow_trim(own, received, trim), rtol=1e-5, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(attack=st.floats(-1e7, 1e7, width=32), size=st.sampled_from([1, 7, 33]))
 def test_one_of_four_neighbours_does_not_matter_much(attack: float, size: int) -> None:
     own, *others = models(size, 4)

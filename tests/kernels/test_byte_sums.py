@@ -14,6 +14,8 @@ from flower_edge.kernels import _dispatch
 from flower_edge.kernels._byte_sums import mask_by_bytes, quantised_relu, quantised_sum
 from flower_edge.kernels._quantised import QuantisedTensor
 
+pytestmark = pytest.mark.board
+
 SHAPES = [
     (1, 1, 1, 1),
     (1, 7, 3, 5),

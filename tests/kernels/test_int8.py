@@ -18,6 +18,8 @@ from flower_edge.kernels._int8_reference import quantise_weight_reference
 from flower_edge.kernels._int8_shape import MOST_PRODUCTS, ConvShape, conv_shape
 from flower_edge.kernels._quantised import QuantisedTensor
 
+pytestmark = pytest.mark.board
+
 ISAS = kernels.available_isas()
 CHANNELS = [1, 2, 7, 15, 16, 31, 33, 97]
 LENGTHS = [0, 1, 7, 15, 31, 32, 33, 97, 4097]

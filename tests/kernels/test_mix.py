@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flower_edge import kernels
+
+pytestmark = pytest.mark.board
 
 F32 = npt.NDArray[np.float32]
 ISAS = kernels.available_isas()
@@ -65,6 +67,7 @@ def test_equals_numpy(isa: str, count: int) -> None:
         assert_is_mix(out, vectors, weights)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_equals_numpy_at_any_size_offset_and_aliasing(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 20), label="count")

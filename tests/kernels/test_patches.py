@@ -12,6 +12,8 @@ from torch.nn.functional import avg_pool2d, conv2d, interpolate
 from flower_edge import kernels
 from flower_edge.kernels import _patches, _taps
 
+pytestmark = pytest.mark.board
+
 ISAS = kernels.available_isas()
 FORMATS = [torch.channels_last, torch.contiguous_format]
 CHANNELS = [1, 2, 7, 15, 16, 31, 33, 97]

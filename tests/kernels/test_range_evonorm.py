@@ -14,6 +14,8 @@ from flower_edge.kernels import _dispatch
 from flower_edge.kernels._quantised import QuantisedTensor
 from flower_edge.kernels._quantised_range_evonorm import fitted_range_evonorm
 
+pytestmark = pytest.mark.board
+
 ISAS = kernels.available_isas()
 EPS = 1e-3
 # Fewer pixels than chunks, as many, and numbers that 16 does not divide; groups of every kind.

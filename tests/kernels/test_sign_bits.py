@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from flower_edge import kernels
 
+pytestmark = pytest.mark.board
+
 ISAS = kernels.available_isas()
 SIZES = [0, 1, 7, 8, 9, 31, 33, 65, 1000, 4099]
 CAPS = [None, 6.0, 0.25]

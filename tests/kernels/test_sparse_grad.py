@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from flower_edge import kernels
 from flower_edge.kernels import _dispatch
 
+pytestmark = pytest.mark.board
+
 ISAS = kernels.available_isas()
 SIZES = [1, 7, 15, 31, 33, 97]
 

@@ -15,6 +15,8 @@ from flower_edge.kernels._spectra import map_of_products, tile_spectra
 from flower_edge.kernels._spectra_reference import map_of_products_reference, tile_spectra_reference
 from flower_edge.kernels._tiling import HIGHEST_FREQUENCY, Tiling, low_frequencies, tiling
 
+pytestmark = pytest.mark.board
+
 ISAS = kernels.available_isas()
 FORMATS = [torch.channels_last, torch.contiguous_format]
 CHANNELS = [1, 2, 7, 15, 16, 31, 33, 97]

@@ -8,6 +8,8 @@ import pytest
 
 from flower_edge.kernels._tiling import HIGHEST_FREQUENCY, low_frequencies, tiling
 
+pytestmark = pytest.mark.board
+
 GOOD = {
     "shape": (2, 3, 9, 10),
     "tiles": (2, 2),

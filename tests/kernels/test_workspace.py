@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from flower_edge.kernels._workspace import SMALLEST, Workspace
 
+pytestmark = pytest.mark.board
+
 LENGTH = SMALLEST // 4
 
 

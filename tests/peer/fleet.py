@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from node_processes import free_ports
 from relay import Relay
 
 from flower_edge.gossip import GossipPlan, Mixer
 from flower_edge.peer import Identity, Member, PeerSession, PeerSettings, SessionReport, rows_of
+from flower_edge.peer.frames import Kind
+from flower_edge.peer.neighbour import Neighbour
 
 FAST = PeerSettings(
     connect_timeout=10.0,
@@ -19,6 +22,22 @@ FAST = PeerSettings(
     redial_interval=0.05,
     farewell_timeout=3.0,
 )
+
+
+def when_sent(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, round_: int, act: Callable[[], None]
+) -> asyncio.Event:
+    """Have `act` called right before the first message of this kind and round leaves a node in here."""
+    send, happened = Neighbour._send, asyncio.Event()
+
+    def watched(self: Neighbour, sent: Kind, of: int) -> None:
+        if (sent, of) == (kind, round_) and not happened.is_set():
+            happened.set()
+            act()
+        send(self, sent, of)
+
+    monkeypatch.setattr(Neighbour, "_send", watched)
+    return happened
 
 
 class Fleet:
@@ -99,6 +118,29 @@ class Fleet:
 
     async def run(self, rounds: int) -> list[SessionReport]:
         return await asyncio.gather(*(self.session(node).run_async(rounds) for node in range(self.plan.n)))
+
+    async def run_through_a_doubt(
+        self, rounds: int, counts: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> list[SessionReport]:
+        """Cut the cable for a while: when node 0 has counted the link of round 3, or has been asked to."""
+        await self.lay_wires()
+        (relay,) = self.relays.values()
+        if counts:
+            happened = when_sent(monkeypatch, Kind.COMMIT, 3, relay.cut)
+        else:
+            happened = when_sent(monkeypatch, Kind.READY, 3, relay.freeze)
+        running = asyncio.ensure_future(self.run(rounds))
+        await happened.wait()
+        if counts:
+            await asyncio.sleep(FAST.decision_timeout + 0.1)
+        else:
+            await asyncio.sleep(FAST.peer_timeout + 0.2)
+            relay.cut()
+            await asyncio.sleep(0.05)
+        relay.heal()
+        reports = await running
+        await self.pull_wires()
+        return reports
 
     def check_mean(self, reports: list[SessionReport]) -> None:
         """Every node's training is in the mean of all models as often as the node trained.

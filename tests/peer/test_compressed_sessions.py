@@ -27,8 +27,6 @@ from flower_edge.gossip import (
 )
 from flower_edge.gossip.phase import Phase
 from flower_edge.peer import StateError
-from flower_edge.peer.frames import Kind
-from flower_edge.peer.neighbour import Neighbour
 
 ALGORITHMS = [ChocoCopies, LinkChoco, DeepSqueeze, PlainQuantised]
 TWO = GossipPlan.from_matrix(np.full((2, 2), 0.5))
@@ -143,37 +141,12 @@ def check_memories(mixers: list[CompressedMixer]) -> None:
 @pytest.mark.parametrize("make", ALGORITHMS)
 def test_a_lost_answer_is_settled_later(make: Make, counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memories move at both ends or at neither, though one end learns of it rounds later."""
-    before = Neighbour._send
     mixers: dict[int, CompressedMixer] = {}
+    fleet = compressed(TWO, make, Int8(), seconds=0.02)
+    original = fleet.mixer
+    fleet.mixer = lambda node: mixers.setdefault(node, original(node))
 
-    async def run() -> tuple[Fleet, list]:
-        fleet = compressed(TWO, make, Int8(), seconds=0.02)
-        original = fleet.mixer
-        fleet.mixer = lambda node: mixers.setdefault(node, original(node))
-        await fleet.lay_wires()
-        (relay,) = fleet.relays.values()
-
-        def cut_at(self: Neighbour, kind: Kind, round_: int) -> None:
-            if (kind, round_) == (Kind.COMMIT if counts else Kind.READY, 3) and not cuts:
-                cuts.append(round_)
-                relay.cut() if counts else relay.freeze()
-            before(self, kind, round_)
-
-        cuts: list[int] = []
-        monkeypatch.setattr(Neighbour, "_send", cut_at)
-        running = asyncio.ensure_future(fleet.run(90))
-        while not cuts:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(FAST.decision_timeout + 0.1 if counts else FAST.peer_timeout + 0.2)
-        if not counts:
-            relay.cut()
-            await asyncio.sleep(0.05)
-        relay.heal()
-        reports = await running
-        await fleet.pull_wires()
-        return fleet, reports
-
-    fleet, reports = asyncio.run(run())
+    reports = asyncio.run(fleet.run_through_a_doubt(90, counts, monkeypatch))
 
     assert reports[1].late == [(0, 3, counts)]
     assert (1 in reports[0].rounds[2].counted) == counts

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fleet import FAST, Fleet
+from fleet import FAST, Fleet, when_sent
 
 from flower_edge.gossip import DPSGD, ChocoCopies, GossipPlan, Int8, LinkChoco
 from flower_edge.peer import State
@@ -42,7 +42,6 @@ def test_a_doubt_survives_the_node(
     """The wire breaks when node 0 is about to say that round 3 counts, or before it hears the question."""
     plan = GossipPlan.from_matrix(np.full((2, 2), 0.5))
     slow = replace(FAST, connect_timeout=20.0, farewell_timeout=10.0)
-    before = Neighbour._send
 
     async def life(fleet: Fleet, *, dies: bool) -> asyncio.subprocess.Process:
         config = {
@@ -69,14 +68,8 @@ def test_a_doubt_survives_the_node(
         await fleet.lay_wires()
         (relay,) = fleet.relays.values()
 
-        def cut_at(self: Neighbour, kind: Kind, round_: int) -> None:
-            if counts and (kind, round_) == (Kind.COMMIT, DOUBTFUL) and not cuts:
-                cuts.append(DOUBTFUL)
-                relay.cut()
-            before(self, kind, round_)
-
         def deaf(self: Neighbour, message: bytes) -> None:
-            if not counts and message[5] == Kind.READY and self.link.round == DOUBTFUL and not cuts:
+            if message[5] == Kind.READY and self.link.round == DOUBTFUL and not cuts:
                 cuts.append(DOUBTFUL)
                 relay.cut()
                 return
@@ -84,8 +77,10 @@ def test_a_doubt_survives_the_node(
 
         cuts: list[int] = []
         heard = Neighbour.take
-        monkeypatch.setattr(Neighbour, "_send", cut_at)
-        monkeypatch.setattr(Neighbour, "take", deaf)
+        if counts:
+            when_sent(monkeypatch, Kind.COMMIT, DOUBTFUL, relay.cut)
+        else:
+            monkeypatch.setattr(Neighbour, "take", deaf)
         first = await life(fleet, dies=True)
         running = asyncio.ensure_future(fleet.session(0).run_async(ROUNDS))
         said, _ = await first.communicate()

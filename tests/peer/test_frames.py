@@ -22,6 +22,8 @@ from flower_edge.peer.frames import (
 )
 from flower_edge.peer.inbox import Inbox
 
+pytestmark = pytest.mark.board
+
 RUN = bytes(range(16))
 
 controls = st.builds(
@@ -48,6 +50,7 @@ def frame_of(chunk: bytes, **fields: object) -> Frame:
     return Frame(run=RUN, node=1, round=values.pop("round", 3), chunk=chunk, **values)
 
 
+@settings(deadline=None)
 @given(controls | model_chunks())
 def test_frames_read_back(frame: Frame) -> None:
     received = decode(frame.encode())
@@ -56,6 +59,7 @@ def test_frames_read_back(frame: Frame) -> None:
     assert received.encode() == frame.encode()
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=127), max_size=LARGEST_TERMS + 50))
 def test_terms_are_short(terms: str) -> None:
     frame = hello(RUN, 3, 7, terms)
@@ -73,14 +77,14 @@ def test_other_frames_have_no_payload(kind: Kind) -> None:
         decode(Frame(kind, RUN, 3, 7, size=1, chunk=b"x").encode())
 
 
-@settings(max_examples=500)
+@settings(deadline=None, max_examples=500)
 @given(st.binary(max_size=4 * HEADER_BYTES) | st.binary().map(lambda rest: b"FEDG\x01\x02" + rest))
 def test_noise_is_refused(message: bytes) -> None:
     with pytest.raises(FrameError):
         decode(message)
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(controls | model_chunks(), st.data())
 def test_a_changed_byte_is_noticed(frame: Frame, data: st.DataObject) -> None:
     message = bytearray(frame.encode())
@@ -91,6 +95,7 @@ def test_a_changed_byte_is_noticed(frame: Frame, data: st.DataObject) -> None:
         decode(bytes(message))
 
 
+@settings(deadline=None)
 @given(controls | model_chunks(), st.data())
 def test_a_truncated_frame_is_noticed(frame: Frame, data: st.DataObject) -> None:
     message = frame.encode()
@@ -99,6 +104,7 @@ def test_a_truncated_frame_is_noticed(frame: Frame, data: st.DataObject) -> None
         decode(message[: data.draw(st.integers(0, len(message) - 1))])
 
 
+@settings(deadline=None)
 @given(
     *(st.integers(0, 255), st.integers(0, 2**64 - 1), st.binary(max_size=16)),
     *(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.binary(max_size=64)),
@@ -235,6 +241,7 @@ def test_memory_is_used_again_once_it_is_given_back() -> None:
     assert not any(np.shares_memory(fourth, other) for other in (second, third))
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["arrive", "take", "release", "clear"]), max_size=40))
 def test_a_model_that_is_held_is_never_written_over(events: list[str]) -> None:
     inbox, round_, held = Inbox(Fp32(), 16, largest=1e8), 0, []

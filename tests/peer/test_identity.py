@@ -11,6 +11,8 @@ from flower_edge.peer import Identity, Member, fingerprint
 from flower_edge.peer.identity import checked_fingerprint, server_name
 from flower_edge.peer.members import by_node
 
+pytestmark = pytest.mark.board
+
 
 def test_a_fingerprint_is_sha256_of_the_der_form() -> None:
     identity = Identity.temporary()

@@ -7,6 +7,8 @@ import torch
 from flower_edge.peer import StateError
 from flower_edge.peer.named import NamedModel
 
+pytestmark = pytest.mark.board
+
 
 def test_torch_stays_torch_and_numpy_numpy() -> None:
     for arrays in (

@@ -15,8 +15,6 @@ from fleet import FAST, Fleet
 from flower_edge.gossip import DPSGD, ChocoSGD, DeepSqueeze, GossipPlan, Int8, full_graph_plan, load_graph
 from flower_edge.gossip.phase import Phase
 from flower_edge.peer import Fp32, Identity, Member, PeerSession, PeerSettings, rows_of
-from flower_edge.peer.frames import Kind
-from flower_edge.peer.neighbour import Neighbour
 
 
 @pytest.fixture
@@ -119,39 +117,9 @@ def test_wires_that_break_keep_the_mean(plan: GossipPlan) -> None:
 
 @pytest.mark.parametrize("counts", [True, False])
 def test_a_lost_answer_is_settled_later(counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cable is cut when node 0 has counted the link of round 3, or when it has been asked to."""
-    plan = GossipPlan.from_matrix(np.full((2, 2), 0.5))
-    before = Neighbour._send
+    fleet = Fleet(GossipPlan.from_matrix(np.full((2, 2), 0.5)), seconds=0.025)
 
-    async def run() -> tuple[Fleet, list]:
-        fleet = Fleet(plan, seconds=0.025)
-        await fleet.lay_wires()
-        (relay,) = fleet.relays.values()
-
-        def cut_at(self: Neighbour, kind: Kind, round_: int) -> None:
-            if (kind, round_) == (Kind.COMMIT if counts else Kind.READY, 3) and not cuts:
-                cuts.append(round_)
-                if counts:
-                    relay.cut()
-                else:
-                    relay.freeze()
-            before(self, kind, round_)
-
-        cuts: list[int] = []
-        monkeypatch.setattr(Neighbour, "_send", cut_at)
-        running = asyncio.ensure_future(fleet.run(100))
-        while not cuts:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(FAST.decision_timeout + 0.1 if counts else FAST.peer_timeout + 0.2)
-        if not counts:
-            relay.cut()
-            await asyncio.sleep(0.05)
-        relay.heal()
-        reports = await running
-        await fleet.pull_wires()
-        return fleet, reports
-
-    fleet, reports = asyncio.run(run())
+    reports = asyncio.run(fleet.run_through_a_doubt(100, counts, monkeypatch))
 
     assert reports[1].late == [(0, 3, counts)]
     assert reports[1].rounds[2].in_doubt == (0,)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from flower_edge.peer import State, StateError
 
+pytestmark = pytest.mark.board
+
 RUN = bytes(range(16))
 
 
@@ -40,7 +42,7 @@ def test_a_state_reads_back(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_is_noticed(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "state"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flower_edge.gossip.codec import Layout
@@ -63,6 +63,7 @@ def test_what_is_not_positive_counts_nothing() -> None:
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("abcdef"), FINITE), max_size=5))
 def test_it_is_finite_and_sums_to_one_whatever_finite_numbers_came(said: list[dict[str, float]]) -> None:
     mean = mean_importance(said)

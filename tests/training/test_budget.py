@@ -12,6 +12,8 @@ from torch.nn import functional
 from flower_edge.training import Deadline, Energy, Memory, Profile, Time, profile
 from flower_edge.training.budget import check_budgets, limits
 
+pytestmark = pytest.mark.board
+
 
 @pytest.fixture(scope="module")
 def measured() -> Profile:

@@ -19,6 +19,8 @@ from flower_edge.training import (
 )
 from flower_edge.training.frozen_norm import FrozenBatchNorm2d
 
+pytestmark = pytest.mark.board
+
 
 class Block(nn.Module):
     """Norms after a stem, a depthwise layer and a stride, one of its own, and one behind a branch."""

@@ -8,6 +8,8 @@ from torch.utils.checkpoint import checkpoint
 from flower_edge.training import GradientFilter, _choice, explain, last, prepare_, restore_
 from flower_edge.training._choice import Measurement
 
+pytestmark = pytest.mark.board
+
 NEVER = GradientFilter(where=last(9), fallback="never", basis="walsh")
 
 

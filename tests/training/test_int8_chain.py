@@ -27,6 +27,8 @@ from flower_edge.training import (
 )
 from flower_edge.training._quantised_map import Ends, QuantisedMap
 
+pytestmark = pytest.mark.board
+
 CHAIN = Int8Training(fallback="never", chain=True)
 EXACTLY = Int8Training(fallback="never", chain=True, rounding="nearest")
 

@@ -24,6 +24,8 @@ from flower_edge.training import (
 )
 from flower_edge.training._choice import Measurement
 
+pytestmark = pytest.mark.board
+
 ALWAYS = Int8Training(fallback="never")
 
 

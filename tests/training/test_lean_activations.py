@@ -12,6 +12,8 @@ from flower_edge.training.lean_activations import LeanActivations, LeanReLU, Lea
 from flower_edge.training.memory import saved_bytes
 from flower_edge.training.prepare import prepare_, restore_
 
+pytestmark = pytest.mark.board
+
 # As many elements as one bit pays for.
 SHAPE = (4, 16, 33, 32)
 

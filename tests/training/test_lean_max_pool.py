@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from flower_edge.training import LeanActivations, prepare_, restore_, saved_bytes
 from flower_edge.training.lean_activations import LeanMaxPool2d
 
+pytestmark = pytest.mark.board
+
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 

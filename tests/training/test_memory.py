@@ -7,6 +7,8 @@ from torch.nn.functional import cross_entropy
 
 from flower_edge.training.memory import saved_bytes
 
+pytestmark = pytest.mark.board
+
 FLOATS = 4
 
 

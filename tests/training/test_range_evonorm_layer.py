@@ -18,6 +18,8 @@ from flower_edge.training import (
     saved_bytes,
 )
 
+pytestmark = pytest.mark.board
+
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 

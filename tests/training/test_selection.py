@@ -12,6 +12,8 @@ from flower_edge.training import _path_search
 from flower_edge.training.backward_graph import BackwardGraph, Operation, SharedActivation, TrainableTensor
 from flower_edge.training.selection import BackwardBudget, Selection, select_tensors
 
+pytestmark = pytest.mark.board
+
 KINDS = ("chain", "residual", "dense", "nested", "any")
 BUDGETS = (("seconds",), ("bytes",), ("seconds", "bytes"), ("seconds", "bytes", "joules"))
 

@@ -39,6 +39,8 @@ from flower_edge.training import (
 from flower_edge.training._choice import Measurement
 from flower_edge.training.pruning import pruners
 
+pytestmark = pytest.mark.board
+
 
 def everywhere(name: str, layer: nn.Module) -> bool:
     return True

@@ -21,6 +21,8 @@ from flower_edge.training import (
 )
 from flower_edge.training._choice import Measurement
 
+pytestmark = pytest.mark.board
+
 
 def fourier(patch_size: int = 8, components: int = 9, fallback: str = "never") -> GradientFilter:
     return GradientFilter(patch_size, components, where=last(9), basis="fourier", fallback=fallback)

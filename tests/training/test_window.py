@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import BATCH, TwoBranches
 from torch.nn import functional
@@ -14,6 +14,8 @@ from torch.nn import functional
 from flower_edge.training import ElasticTrainer, SlidingWindow, Time, blend
 from flower_edge.training.backward_graph import BackwardGraph, Operation, TrainableTensor
 from flower_edge.training.window import path_seconds
+
+pytestmark = pytest.mark.board
 
 
 def chain(costs: list[float], tensors: list[int]) -> BackwardGraph:
@@ -46,6 +48,7 @@ def depths(graph: BackwardGraph) -> list[float]:
     return sorted({path_seconds(graph, [name]) for name in graph.tensor_names})
 
 
+@settings(deadline=None)
 @given(CHAINS, st.integers(1, 6))
 def test_stretches_cover_every_tensor_once_from_output_to_input(graph: BackwardGraph, positions: int) -> None:
     positions = min(positions, len(depths(graph)))
@@ -60,6 +63,7 @@ def test_stretches_cover_every_tensor_once_from_output_to_input(graph: BackwardG
         assert max(nearer) < min(farther)
 
 
+@settings(deadline=None)
 @given(CHAINS, st.integers(2, 6))
 def test_stretches_are_as_long_as_whole_operations_allow(graph: BackwardGraph, positions: int) -> None:
     found = depths(graph)
@@ -156,6 +160,7 @@ def test_bad_windows_are_refused() -> None:
 VALUES = st.dictionaries(st.sampled_from("abcdef"), st.floats(-10, 10, allow_subnormal=False), min_size=1)
 
 
+@settings(deadline=None)
 @given(VALUES, VALUES, st.floats(0, 1))
 def test_blended_importances_are_of_the_node_s_tensors(
     local: dict[str, float], fleet: dict[str, float], share: float
