@@ -58,7 +58,7 @@ wheels: $(STAMP)
 	rm -rf build
 	$(WHEEL) -w build/wheels .
 	$(ARM) $(WHEEL) -w build/wheels .
-	for wheel in build/wheels/*.whl; do PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m auditwheel repair -w $(DIST) $$wheel || exit 1; done
+	for wheel in build/wheels/*.whl; do PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m auditwheel repair -z 9 -w $(DIST) $$wheel || exit 1; done
 
 # Kept between runs: Debian and the packages are fetched once.
 BOARD ?= /var/tmp/flower_edge-board

@@ -5,6 +5,9 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
+/* What runs once a call had better be small. */
+#pragma GCC optimize("Os")
+
 #include "conv.h"
 #include "cpu.h"
 #include "range_evonorm/range_evonorm.h"
