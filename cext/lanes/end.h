@@ -4,3 +4,7 @@
 #undef REGISTERS
 #undef TARGET
 #undef NAME
+#ifdef IS_SMALL
+#pragma GCC pop_options
+#undef IS_SMALL
+#endif

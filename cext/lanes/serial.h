@@ -7,6 +7,13 @@
 #define TARGET
 #define NAME(name) name##_serial
 
+/* x86 CPUs have had AVX2 for a dozen years: there, these had better be small. */
+#if defined(__x86_64__)
+#define IS_SMALL
+#pragma GCC push_options
+#pragma GCC optimize("Os")
+#endif
+
 FE_INLINE VEC NAME(set)(float value) { return value; }
 FE_INLINE VEC NAME(load)(const float *from, int64_t n) {
     (void)n;

@@ -65,7 +65,7 @@ def test_float64_is_the_definition(case, x_layout, weight_layout, grad_layout) -
     weight = randn(*weight_shape, seed=3).contiguous(memory_format=weight_layout)
 
     grad, *found = filtered(x, weight, conv, grad_layout)
-    expected = gradients(grad, x, weight, *conv.numbers)
+    expected = gradients(grad, x, weight, *conv.numbers())
 
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
@@ -98,7 +98,7 @@ def test_awkward_sizes(size, patch_size, dtype) -> None:
 
     grad, *found = filtered(x, weight, conv)
 
-    for mine, theirs in zip(found, gradients(grad, x, weight, *conv.numbers), strict=True):
+    for mine, theirs in zip(found, gradients(grad, x, weight, *conv.numbers()), strict=True):
         assert relative(mine, theirs) < (1e-12 if dtype == torch.float64 else 1e-5)
 
 
@@ -247,7 +247,7 @@ def test_the_gradient_of_a_sum_has_no_strides_and_is_right() -> None:
 
     filtered_conv2d(x, weight, None, conv).sum().backward()
 
-    expected, _ = gradients(torch.ones(2, 4, 5, 7), x, weight, *conv.numbers)
+    expected, _ = gradients(torch.ones(2, 4, 5, 7), x, weight, *conv.numbers())
     assert relative(x.grad, expected) < 1e-5
 
 
@@ -303,5 +303,5 @@ def test_cuda(groups) -> None:
 
     grad, *found = filtered(x.cuda(), weight.cuda(), conv)
 
-    for mine, theirs in zip(found, gradients(grad.cpu(), x, weight, *conv.numbers), strict=True):
+    for mine, theirs in zip(found, gradients(grad.cpu(), x, weight, *conv.numbers()), strict=True):
         assert relative(mine.cpu(), theirs) < 1e-10

@@ -139,7 +139,7 @@ def test_fewer_frequencies_are_the_definition(case, x_layout, weight_layout, gra
 
     grad, *found = filtered(x, weight, conv, grad_layout)
 
-    for mine, theirs in zip(found, gradients(grad, x, weight, *conv.numbers), strict=True):
+    for mine, theirs in zip(found, gradients(grad, x, weight, *conv.numbers()), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
@@ -166,7 +166,7 @@ def test_awkward_sizes(size, patch_size, dtype) -> None:
 
     grad, *found = filtered(x, weight, conv)
 
-    for mine, theirs in zip(found, gradients(grad, x, weight, *conv.numbers), strict=True):
+    for mine, theirs in zip(found, gradients(grad, x, weight, *conv.numbers()), strict=True):
         assert relative(mine, theirs) < (1e-12 if dtype == torch.float64 else 1e-5)
 
 
@@ -178,7 +178,7 @@ def test_windows_in_the_padding_alone(dtype) -> None:
 
         grad, *found = filtered(x, weight, conv)
 
-        for mine, theirs in zip(found, gradients(grad, x, weight, *conv.numbers), strict=True):
+        for mine, theirs in zip(found, gradients(grad, x, weight, *conv.numbers()), strict=True):
             assert relative(mine, theirs) < (1e-12 if dtype == torch.float64 else 1e-5)
 
 
@@ -189,7 +189,7 @@ def test_the_largest_kernels(kernel) -> None:
 
     grad, *found = filtered(x, weight, conv)
 
-    for mine, theirs in zip(found, gradients(grad, x, weight, *conv.numbers), strict=True):
+    for mine, theirs in zip(found, gradients(grad, x, weight, *conv.numbers()), strict=True):
         assert relative(mine, theirs) < 1e-5
 
 
@@ -301,7 +301,7 @@ def test_the_gradient_of_a_sum_has_no_strides_and_is_right() -> None:
 
     filtered_conv2d(x, weight, None, conv).sum().backward()
 
-    expected, _ = gradients(torch.ones(2, 4, 5, 7), x, weight, *conv.numbers)
+    expected, _ = gradients(torch.ones(2, 4, 5, 7), x, weight, *conv.numbers())
     assert relative(x.grad, expected) < 1e-5
 
 
@@ -348,5 +348,5 @@ def test_cuda(groups) -> None:
 
     grad, *found = filtered(x.cuda(), weight.cuda(), conv)
 
-    for mine, theirs in zip(found, gradients(grad.cpu(), x, weight, *conv.numbers), strict=True):
+    for mine, theirs in zip(found, gradients(grad.cpu(), x, weight, *conv.numbers()), strict=True):
         assert relative(mine.cpu(), theirs) < 1e-10
