@@ -131,8 +131,10 @@ def test_any_shape(data: st.DataObject) -> None:
         data.draw(st.integers(1, 19), label="each"),
     )
     height, width = data.draw(st.integers(1, 9), label="height"), data.draw(st.integers(1, 9), label="width")
-    if per_group * height * width == 1:
-        height = 2
+    if per_group == 1 and height * width <= 16:
+        # Chunks of one element have no range: all is multiplied by 1 / eps, and sums of it may cancel beyond
+        # what float32 holds.
+        per_group = 2
     shape = (data.draw(st.integers(1, 3), label="samples"), groups * per_group, height, width)
     x, grad, parameters = drawn(shape, seed=data.draw(st.integers(0, 99), label="seed"))
     if data.draw(st.booleans(), label="ties"):
