@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flower_edge import kernels
-from flower_edge.kernels._maps import is_channels_last
 from flower_edge.training import _choice
-from flower_edge.training._ops import is_eager
+from flower_edge.training._ops import empty_like, is_eager
 
 # Any: torch.library is annotated in part.
 _library: Any = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -36,24 +35,19 @@ def _backward(
     return grad.new_empty(0) if grad_x is None else grad_x, others[0], others[1]
 
 
-def _like(x: Tensor) -> Tensor:
-    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    return torch.empty_like(x, memory_format=layout)
-
-
 def _fake_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, cap: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     samples, channels, height, width = x.shape
     rows = (0,) if cap is None else (samples * height * width, (channels + 7) // 8)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return _like(x), x.new_empty(3, channels, dtype=dtype), x.new_empty(rows, dtype=torch.uint8)
+    return empty_like(x), x.new_empty(3, channels, dtype=dtype), x.new_empty(rows, dtype=torch.uint8)
 
 
 def _fake_backward(
     grad: Tensor, x: Tensor, statistics: Tensor, bits: Tensor, weight: Tensor | None, needs_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = _like(x) if needs_x else grad.new_empty(0)
+    grad_x = empty_like(x) if needs_x else grad.new_empty(0)
     return grad_x, statistics.new_empty(x.shape[1]), statistics.new_empty(x.shape[1])
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _len_torch_dispatch_stack  # type: ignore[attr-defined]
 
 from flower_edge import kernels
+from flower_edge.kernels import _maps
 from flower_edge.training._tap_symbols import tap_symbols
 
 if TYPE_CHECKING:
@@ -112,6 +113,12 @@ def autocast_enabled(device: str) -> bool:
     """Tell whether autocast is on; the meta device has none."""
     # torch.amp.is_autocast_available would know of other devices, but torch 2.10 cannot compile it.
     return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Make a map of the shape, dtype and layout of a normalisation's result, without setting its values."""
+    layout = torch.channels_last if _maps.is_channels_last(x) else torch.contiguous_format
+    return torch.empty_like(x, memory_format=layout)
 
 
 def is_eager(x: Tensor) -> bool:

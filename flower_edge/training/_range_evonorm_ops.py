@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flower_edge import kernels
-from flower_edge.kernels._maps import is_channels_last
 from flower_edge.kernels._range_evonorm_calls import extremes_shape
-from flower_edge.training._ops import is_eager
+from flower_edge.training._ops import empty_like, is_eager
 
 # Any: torch.library is annotated in part.
 _library: Any = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -36,11 +35,6 @@ def _backward(
     return found.x, found.weight, found.bias, found.v
 
 
-def _like(x: Tensor) -> Tensor:
-    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    return torch.empty_like(x, memory_format=layout)
-
-
 def _computed_in(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -48,7 +42,9 @@ def _computed_in(x: Tensor) -> torch.dtype:
 def _fake_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, v: Tensor | None, groups: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    return _like(x), x.new_empty(extremes_shape((*x.shape[:2], *x.shape[2:]), groups), dtype=_computed_in(x))
+    return empty_like(x), x.new_empty(
+        extremes_shape((*x.shape[:2], *x.shape[2:]), groups), dtype=_computed_in(x)
+    )
 
 
 def _fake_backward(
@@ -60,7 +56,7 @@ def _fake_backward(
     groups: int,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    return _like(x), *(x.new_empty(x.shape[1], dtype=_computed_in(x)) for _ in range(3))
+    return empty_like(x), *(x.new_empty(x.shape[1], dtype=_computed_in(x)) for _ in range(3))
 
 
 for _name, _runs, _fake in (
