@@ -6,7 +6,7 @@ classes' part of the head) follows from the seed alone, and every method has the
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -88,6 +88,8 @@ class FineTuning:
         Of everything random.
     nodes : int, default 1
         Nodes that the training images are dealt out to with Dirichlet(0.5) label skew.
+    device : str, default "cpu"
+        Where all methods train. What is drawn at random does not depend on it.
     """
 
     def __init__(
@@ -100,9 +102,10 @@ class FineTuning:
         budget: Budget,
         seed: int,
         nodes: int = 1,
+        device: str = "cpu",
     ) -> None:
         self.budget, self.nodes = budget, nodes
-        model = copy.deepcopy(model)
+        model = copy.deepcopy(model).to(device)
         parts = blocks(model)
         frozen = _frozen(model, first)
         for module in frozen:
@@ -113,8 +116,8 @@ class FineTuning:
         self._frozen = [i for i, module in enumerate(self._tail.modules()) if module in frozen]
         images = train.sample(budget.images, seed)
         with torch.no_grad():
-            self.batches = [(stem(x), y) for x, y in _drawn(images, budget, seed, nodes)]
-            self.tests = [(stem(x), y) for x, y in test.sample(budget.test_images, seed).batches(500)]
+            self.batches = _through(stem, _drawn(images, budget, seed, nodes), device)
+            self.tests = _through(stem, test.sample(budget.test_images, seed).batches(500), device)
 
     def model(self, change: Change) -> nn.Module:
         """Return the trained part of the network as a method starts with it."""
@@ -208,6 +211,10 @@ def _frozen(model: nn.Module, first: str | None) -> set[nn.Module]:
     return {module for _, module in own[: names.index(first)]}
 
 
+def _through(stem: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str) -> Batches:
+    return [(stem(x.to(device)), y.to(device)) for x, y in batches]
+
+
 def _drawn(images: Images, budget: Budget, seed: int, nodes: int) -> Batches:
     """Draw all batches of a run; with several nodes, each draws its equal share from what it owns."""
     generator = torch.Generator().manual_seed(seed)
@@ -234,5 +241,5 @@ def mix(fleet: Sequence[Sequence[Tensor]], matrix: np.ndarray) -> None:
     weights = torch.from_numpy(matrix).float()
     for copies in zip(*fleet, strict=True):
         stacked = torch.stack(list(copies))
-        for own, mixed in zip(copies, torch.tensordot(weights, stacked, 1), strict=True):
+        for own, mixed in zip(copies, torch.tensordot(weights.to(stacked.device), stacked, 1), strict=True):
             own.copy_(mixed)

@@ -1,20 +1,21 @@
 """What gradient filtering costs in accuracy: fine-tuning of pre-trained networks, alone and in a gossip of 8.
 
-``python -m benchmarks.gradient_filter_accuracy --data FOLDER [--plot FILE] [--quick]``. Every method trains
-the same layers of the same checkpoint with the same budget (`benchmarks.fine_tuning`), three times; what it
-loses is against exact gradients with the same seed.
+``python -m benchmarks.gradient_filter_accuracy --data FOLDER [--plot FILE] [--hours H] [--device cuda]
+[--quick]``. Every method trains the same layers of the same checkpoint with the same budget
+(`benchmarks.fine_tuning`), three times; what it loses is against exact gradients with the same seed. Every
+run is kept when it is done: the most important come first, no new one is begun after `--hours`, and the table
+has what is complete by then. A GPU learns what the CPU learns; times are always the CPU's.
 """
 
 import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -25,8 +26,8 @@ from benchmarks import kept_runs
 from benchmarks.cifar import cifar10, data_folder
 from benchmarks.filter_cost import Cost, backward_cost
 from benchmarks.fine_tuning import Budget, FineTuning
-from benchmarks.harness import Benchmark, cores, run
-from benchmarks.kept_runs import checkpoint_digest, keep, say
+from benchmarks.harness import Benchmark, run
+from benchmarks.kept_runs import checkpoint_digest, keep, runners, say
 from benchmarks.networks import blocks
 from benchmarks.pretrain import pretrained
 from flower_edge.gossip import GossipPlan, full_graph_plan, torus
@@ -147,26 +148,31 @@ def kept_at(case: Case, method: Method, budget: Budget) -> Path:
     return kept_runs.kept_at("gradient_filter_accuracy", decides)
 
 
-def finish(case: Case, budget: Budget, folder: Path) -> None:
-    """Run the methods whose outcome is not kept yet; what they share is made once."""
+def finish(
+    case: Case, budget: Budget, folder: Path, until: float = float("inf"), device: str = "cpu"
+) -> None:
+    """Run the methods whose outcome is not kept yet, unless it is late; what they share is made once."""
     missing = [method for method in methods_of(case) if not kept_at(case, method, budget).exists()]
-    if not missing:
+    if not missing or time.time() > until:
         return
     torch.set_num_threads(1)
-    task = fine_tuning(case, budget, folder)
+    task = fine_tuning(case, budget, folder, device)
     for method in missing:
+        if time.time() > until:
+            return
         start = change(method, case.layers)
         reached = task.alone(start) if case.nodes == 1 else task.gossip(start, plan())
-        keep(kept_at(case, method, budget), {**asdict(case), **asdict(method), "accuracy": reached})
+        outcome = {**asdict(case), **asdict(method), "accuracy": reached, "device": device}
+        keep(kept_at(case, method, budget), outcome)
         say(f"{case}, {method}: {reached:.4f}")
 
 
-def fine_tuning(case: Case, budget: Budget, folder: Path) -> FineTuning:
+def fine_tuning(case: Case, budget: Budget, folder: Path, device: str = "cpu") -> FineTuning:
     """Prepare what all methods of a case share."""
     model = pretrained(case.network)
     convolutions = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
     first = None if case.layers == ALL else convolutions[-case.layers]
-    return FineTuning(model, blocks, first, *cifar10(folder), budget, case.seed, case.nodes)
+    return FineTuning(model, blocks, first, *cifar10(folder), budget, case.seed, case.nodes, device)
 
 
 @dataclass(frozen=True)
@@ -197,15 +203,12 @@ class Found:
         return statistics.stdev(self.lost) if len(self.lost) > 1 else 0.0
 
 
-def found(group: list[Case], method: Method, quick: bool) -> Found:
-    """Read the kept outcomes of one method for cases that differ in their seed."""
-
-    def accuracy(case: Case, of: Method) -> float:
-        kept = json.loads(kept_at(case, of, budget_of(case, quick)).read_text())
-        return 100 * float(kept["accuracy"])
-
-    reached = tuple(accuracy(case, method) for case in group)
-    exact = tuple(accuracy(case, EXACT) for case in group)
+def found(group: list[Case], method: Method, quick: bool) -> Found | None:
+    """Read the kept outcomes of one method for cases that differ in their seed, if all are there."""
+    paths = [[kept_at(case, of, budget_of(case, quick)) for case in group] for of in (method, EXACT)]
+    if not all(path.exists() for row in paths for path in row):
+        return None
+    reached, exact = (tuple(100 * json.loads(path.read_text())["accuracy"] for path in row) for row in paths)
     return Found(reached, tuple(e - r for e, r in zip(exact, reached, strict=True)))
 
 
@@ -225,11 +228,13 @@ def groups(quick: bool) -> Iterator[list[Case]]:
         yield list(group)
 
 
-def fill(bench: Benchmark, folder: Path) -> list[dict[str, Any]]:
-    """Run what is not kept, and fill the table."""
-    with ProcessPoolExecutor(min(2, cores()), get_context("spawn")) as pool:
+def fill(bench: Benchmark, folder: Path, hours: float, device: str) -> list[dict[str, Any]]:
+    """Run what is not kept, as time permits, and fill the table with what is complete."""
+    until = time.time() + 3600 * hours
+    with runners(device) as pool:
         jobs = [
-            pool.submit(finish, case, budget_of(case, bench.quick), folder) for case in cases(bench.quick)
+            pool.submit(finish, case, budget_of(case, bench.quick), folder, until, device)
+            for case in cases(bench.quick)
         ]
         for job in jobs:
             job.result()
@@ -237,6 +242,8 @@ def fill(bench: Benchmark, folder: Path) -> list[dict[str, Any]]:
     for group in groups(bench.quick):
         for method in methods_of(group[0]):
             outcome = found(group, method, bench.quick)
+            if outcome is None:
+                continue
             cost = None if method.components == 0 else costs(group[0], method, folder)
             bench.row(
                 network=group[0].network,
@@ -295,7 +302,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
 def main(bench: Benchmark) -> None:
     """Fill the table and say whether the default keeps its promise."""
-    rows = fill(bench, FOLDER)
+    rows = fill(bench, FOLDER, HOURS, DEVICE)
     if PLOT:
         plot(rows, PLOT)
     if bench.quick:
@@ -330,6 +337,8 @@ def main(bench: Benchmark) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--plot")
+    parser.add_argument("--hours", type=float, default=1e4)
+    parser.add_argument("--device", default="cpu")
     options, sys.argv[1:] = parser.parse_known_args()
-    PLOT, FOLDER = options.plot, data_folder()
+    PLOT, HOURS, DEVICE, FOLDER = options.plot, options.hours, options.device, data_folder()
     run("gradient_filter_accuracy", __doc__, main)

@@ -11,11 +11,16 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.cifar import cache_folder
+from benchmarks.harness import cores
 from benchmarks.pretrain import CHECKPOINTS
 
 GATHERED = Path(__file__).parent / "results" / "runs"
@@ -71,6 +76,20 @@ def keep(path: Path, outcome: Mapping[str, Any]) -> None:
     scratch = path.with_suffix(f".{os.getpid()}.tmp")
     scratch.write_text(json.dumps(outcome))
     scratch.replace(path)
+
+
+def runners(device: str) -> ProcessPoolExecutor:
+    """Start the processes that do runs: two, or one for each core where a GPU works for them.
+
+    What a GPU does for one process leaves most of it idle.
+    """
+    processes = min(2, cores()) if device == "cpu" else cores()
+    return ProcessPoolExecutor(processes, get_context("spawn"), _compute_in_float32)
+
+
+def _compute_in_float32() -> None:
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def say(progress: str) -> None:

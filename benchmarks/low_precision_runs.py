@@ -139,7 +139,7 @@ def batches(images: Images, run: Run, budget: Budget) -> Iterator[list[tuple[Ten
         yield [(normalised(augmented(images.pixels[rows], generator)), images.labels[rows]) for rows in picks]
 
 
-def train(run: Run, budget: Budget, images: Images, test: Images) -> Outcome:
+def train(run: Run, budget: Budget, images: Images, test: Images, device: str = "cpu") -> Outcome:
     """Train by local steps of SGD with momentum, each followed by an exchange.
 
     Parameters
@@ -150,8 +150,10 @@ def train(run: Run, budget: Budget, images: Images, test: Images) -> Outcome:
         Its batch is that of all nodes together.
     images, test : Images
         Of all classes.
+    device : str, default "cpu"
+        Where models are trained; what nodes exchange is mixed on the CPU.
     """
-    first = network(run.norm, run.seed)
+    first = network(run.norm, run.seed).to(device)
     models = [copy.deepcopy(first) for _ in range(run.nodes)]
     method = ARITHMETICS[run.arithmetic]
     if method is not None:
@@ -172,7 +174,7 @@ def train(run: Run, budget: Budget, images: Images, test: Images) -> Outcome:
             for group in optimizer.param_groups:
                 group["lr"] = budget.rate_at(step)
             optimizer.zero_grad()
-            torch.autograd.backward(cross_entropy(model(x), y))
+            torch.autograd.backward(cross_entropy(model(x.to(device)), y.to(device)))
             optimizer.step()
             fleet.update(node, model.state_dict())
         fleet.mix(step, range(run.nodes))

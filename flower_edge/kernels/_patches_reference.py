@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flower_edge.kernels._constants import made_once
 from flower_edge.kernels._grid import Grid, Pair, grid, pair, walsh_basis
 
 if TYPE_CHECKING:
@@ -59,9 +60,7 @@ def patch_means_reference(
 
     window, number = pair(patch_size, "patch_size"), pair(patches, "patches")
     cut = grid(tuple(grad.shape), window, (0, 0), number, components, (1, 1))
-    sums = _sums(grad, cut)
-    one_image = Grid((1, 1, *cut.shape[2:]), window, (0, 0), number, cut.side, cut.slots)
-    real = _sums(grad.new_ones(1, 1, *cut.shape[2:]), one_image).repeat(1, cut.shape[0], 1)
+    sums, real = _sums(grad, cut), _real(cut, grad.dtype, grad.device)
     mean = sums[:1] / real[:1].clamp(min=1)
     if components == 1:
         return mean
@@ -108,7 +107,9 @@ def patch_fill_reference(
         cells = spread[0].permute(0, 3, 1, 2)[:, :, :, None, :, None]
         cells = cells.expand(-1, -1, -1, window_h, -1, window_w)
     else:
-        cells = torch.einsum("knpqc,kij->ncpiqj", spread, _upsampled_basis(coefficients, cut))
+        cells = torch.einsum(
+            "knpqc,kij->ncpiqj", spread, _upsampled_basis(cut, coefficients.dtype, coefficients.device)
+        )
     filled = cells.reshape(images, channels, rows * window_h, columns * window_w)
     filled = _shifted(filled, (-cut.offset[0], -cut.offset[1]), (height, width))
     return filled.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -171,14 +172,26 @@ def _sums(x: "torch.Tensor", cut: Grid) -> "torch.Tensor":
     if cut.components == 1:
         sums = windows.sum(dim=(3, 5)).permute(0, 2, 3, 1)[None]
     else:
-        sums = torch.einsum("ncpiqj,kij->knpqc", windows, _upsampled_basis(x, cut))
+        sums = torch.einsum("ncpiqj,kij->knpqc", windows, _upsampled_basis(cut, x.dtype, x.device))
     return sums.reshape(cut.components, cut.points, cut.shape[1])
+
+
+@made_once
+def _real(cut: Grid, dtype: "torch.dtype", device: "torch.device") -> "torch.Tensor":
+    """Sum the cells of each window that lie on the map: shape (components, points, 1)."""
+    import torch
+
+    one_image = Grid((1, 1, *cut.shape[2:]), cut.window, cut.offset, cut.patches, cut.side, cut.slots)
+    cells = torch.ones(one_image.shape, dtype=dtype, device=device)
+    return _sums(cells, one_image).repeat(1, cut.shape[0], 1)
 
 
 def _shifted(x: "torch.Tensor", by: tuple[int, int], size: tuple[int, int]) -> "torch.Tensor":
     """Move a map down and to the right, with zeros around it, and cut it to a size."""
     from torch.nn.functional import pad
 
+    if by == (0, 0) and x.shape[2:] == size:
+        return x
     before, after, cells = [], [], []
     for shift, length, wanted in zip(by, x.shape[2:], size, strict=True):
         before.append(max(shift, 0))
@@ -190,10 +203,8 @@ def _shifted(x: "torch.Tensor", by: tuple[int, int], size: tuple[int, int]) -> "
     return moved[:, :, cells[0], cells[1]]
 
 
-def _upsampled_basis(like: "torch.Tensor", cut: Grid) -> "torch.Tensor":
-    import torch
-
-    basis = walsh_basis(cut.side, cut.components, like.dtype, like.device)
+@made_once
+def _upsampled_basis(cut: Grid, dtype: "torch.dtype", device: "torch.device") -> "torch.Tensor":
+    basis = walsh_basis(cut.side, cut.components, dtype, device)
     rows, columns = cut.window[0] // cut.side, cut.window[1] // cut.side
-    upsampled: torch.Tensor = basis.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2)
-    return upsampled
+    return basis.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2)

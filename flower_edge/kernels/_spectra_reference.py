@@ -1,9 +1,9 @@
 """The slow twins of `_spectra.py`, in plain torch, for any floating dtype and device."""
 
 import math
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from flower_edge.kernels._constants import made_once
 from flower_edge.kernels._tiling import Tiling
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _framed(x: "torch.Tensor", first: tuple[int, int], size: tuple[int, int]) ->
     return x
 
 
-@lru_cache(maxsize=256)
+@made_once
 def _waves(cut: Tiling, dtype: "torch.dtype", device: "torch.device") -> "torch.Tensor":
     """Give the waves on a window: shape (rows, height, width)."""
     import torch

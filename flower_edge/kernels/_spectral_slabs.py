@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from flower_edge.kernels._constants import made_once
 from flower_edge.kernels._maps import empty_map, inputs_are_innermost, is_served
 from flower_edge.kernels._spectra import map_of_products, tile_spectra
 from flower_edge.kernels._tiling import Tiling
@@ -65,7 +66,7 @@ class Symbols(NamedTuple):
     of_gram: "torch.Tensor"
 
 
-@lru_cache(maxsize=256)
+@made_once
 def tap_waves(taps: Tiling, dtype: "torch.dtype", device: "torch.device") -> Symbols:
     """Evaluate the waves of a window at the taps of a kernel, about its centre."""
     import torch

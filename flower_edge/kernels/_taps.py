@@ -90,9 +90,7 @@ def collapse_taps_reference(weight: "torch.Tensor", symbols: "torch.Tensor") -> 
     torch.Tensor
         Shape ``(components, C_out, C_in / groups)``.
     """
-    import torch
-
-    return torch.einsum("ut,oit->uoi", symbols, weight.flatten(2))
+    return (weight.flatten(2) @ symbols.mT).permute(2, 0, 1)
 
 
 def spread_taps_reference(
@@ -112,7 +110,7 @@ def spread_taps_reference(
     """
     import torch
 
-    grad = torch.einsum("uoi,ut->oit", gram * scale, symbols).reshape(like.shape)
+    grad = ((gram * scale).permute(1, 2, 0) @ symbols).reshape(like.shape)
     innermost = inputs_are_innermost(like)
     return grad.contiguous(memory_format=torch.channels_last if innermost else torch.contiguous_format)
 

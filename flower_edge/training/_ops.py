@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +10,7 @@ from torch.utils._python_dispatch import _len_torch_dispatch_stack  # type: igno
 
 from flower_edge import kernels
 from flower_edge.kernels import _maps
+from flower_edge.kernels._constants import made_once
 from flower_edge.training._tap_symbols import tap_symbols
 
 if TYPE_CHECKING:
@@ -45,17 +45,18 @@ def patch_sums(x: Tensor, y_shape: Sequence[int], weight_shape: Sequence[int], c
     Tensor
         Shape ``(components, N * patches, C_in)``.
     """
-    run = _patch_sums if is_eager(x) else torch.ops.flower_edge.conv2d_patch_sums.default
-    sums: Tensor = run(
-        x,
-        _patches(y_shape, conv.patch_size),
-        weight_shape[2:],
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.patch_size,
-        conv.components,
-    )
+    run = _patch_sums if is_seen_through(x) else torch.ops.flower_edge.conv2d_patch_sums.default
+    with without_autocast(x.device.type):
+        sums: Tensor = run(
+            x,
+            _patches(y_shape, conv.patch_size),
+            weight_shape[2:],
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.patch_size,
+            conv.components,
+        )
     return sums
 
 
@@ -95,7 +96,7 @@ def backward(
     tuple of Tensor
         Gradients of input, weight and scale; one that is not wanted is an empty tensor.
     """
-    run = _backward if is_eager(grad) else torch.ops.flower_edge.conv2d_filtered_backward.default
+    run = _backward if is_seen_through(grad) else torch.ops.flower_edge.conv2d_filtered_backward.default
     with without_autocast(grad.device.type):
         gradients: tuple[Tensor, Tensor, Tensor] = run(
             grad, weight, sums, x_shape, *conv.numbers(), channels_last, needs_x, scale
@@ -126,6 +127,16 @@ def is_eager(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and type(x) is Tensor and not _len_torch_dispatch_stack()
 
 
+def is_seen_through(x: Tensor) -> bool:
+    """Tell whether to call the code itself, and not an operator that hides it from tracers.
+
+    Where kernels serve a tensor, they are what makes it fast. Elsewhere, on a GPU for example, it is torch's
+    compiler, which fuses operations that it sees.
+    """
+    # Not by `is_served`, whose question for negative views torch cannot compile.
+    return is_eager(x) or x.dtype != torch.float32 or not x.is_cpu
+
+
 def without_autocast(device: str) -> AbstractContextManager[None]:
     """Keep products in the dtype of their operands, where the backward pass is called inside autocast."""
     return torch.autocast(device, enabled=False) if autocast_enabled(device) else nullcontext()
@@ -152,7 +163,7 @@ def _windows(
     return window, offset
 
 
-@lru_cache(maxsize=256)
+@made_once
 def _scaled_symbols(
     kernel_size: tuple[int, ...],
     stride: tuple[int, ...],
@@ -355,3 +366,4 @@ for _name, _run, _fake in (
 ):
     library.impl(_name, _run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"flower_edge::{_name}", _fake, lib=library)
+    torch.compiler.allow_in_graph(_run)  # type: ignore[no-untyped-call]

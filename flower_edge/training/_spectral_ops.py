@@ -20,7 +20,7 @@ from torch import Tensor
 from flower_edge.kernels._spectra import tile_spectra
 from flower_edge.kernels._spectral_conv import spectral_conv_backward, tilings
 from flower_edge.kernels._tiling import low_frequencies
-from flower_edge.training._ops import fake_gradients, is_eager, library, without_autocast
+from flower_edge.training._ops import fake_gradients, is_seen_through, library, without_autocast
 from flower_edge.training._spectral_geometry import geometry, layer_of, tiles_along
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ def spectra(x: Tensor, y_shape: Sequence[int], weight_shape: Sequence[int], conv
     Tensor
         Shape ``(components, N * tiles, C_in)``.
     """
-    run = _spectra if is_eager(x) else torch.ops.flower_edge.conv2d_tile_spectra.default
-    found: Tensor = run(x, y_shape[2:], weight_shape[2:], *conv.numbers())
+    run = _spectra if is_seen_through(x) else torch.ops.flower_edge.conv2d_tile_spectra.default
+    with without_autocast(x.device.type):
+        found: Tensor = run(x, y_shape[2:], weight_shape[2:], *conv.numbers())
     return found
 
 
@@ -83,7 +84,7 @@ def backward(
     tuple of Tensor
         Gradients of input, weight and scale; one that is not wanted is an empty tensor.
     """
-    run = _backward if is_eager(grad) else torch.ops.flower_edge.conv2d_spectral_backward.default
+    run = _backward if is_seen_through(grad) else torch.ops.flower_edge.conv2d_spectral_backward.default
     with without_autocast(grad.device.type):
         gradients: tuple[Tensor, Tensor, Tensor] = run(
             grad, weight, saved, x_shape, *conv.numbers(), channels_last, needs_x, scale
@@ -186,3 +187,4 @@ for _name, _run, _fake in (
 ):
     library.impl(_name, _run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"flower_edge::{_name}", _fake, lib=library)
+    torch.compiler.allow_in_graph(_run)  # type: ignore[no-untyped-call]

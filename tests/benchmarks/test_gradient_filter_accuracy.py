@@ -62,7 +62,7 @@ class Task:
 def tasks(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
     made: list[Task] = []
 
-    def fine_tuning(case: Case, budget: Budget, folder: Path) -> Task:
+    def fine_tuning(case: Case, budget: Budget, folder: Path, device: str) -> Task:
         made.append(Task(case.seed))
         return made[-1]
 
@@ -98,6 +98,13 @@ def test_a_run_is_done_once(tasks: list[Task]) -> None:
     assert kept["accuracy"] == 0.8
     assert Case(*(kept[name] for name in ("network", "nodes", "layers", "seed"))) == CASE
     assert json.loads(kept_at(CASE, PAPER, budget).read_text()) == {"accuracy": 0.5}
+
+
+def test_no_run_begins_when_it_is_late(tasks: list[Task]) -> None:
+    finish(CASE, budget_of(CASE, quick=False), Path(), until=0.0)
+
+    assert not tasks
+    assert found([CASE], EXACT, quick=False) is None
 
 
 def test_everything_that_decides_an_outcome_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def filtered(
     """Return the gradient of the output that was used, and those of input and weight."""
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     y = filtered_conv2d(x, weight, None, conv)
-    grad = randn(*y.shape, dtype=y.dtype, seed=1).contiguous(memory_format=grad_layout)
+    grad = randn(*y.shape, dtype=y.dtype, seed=1).to(y.device).contiguous(memory_format=grad_layout)
     return grad, *torch.autograd.grad(y, (x, weight), grad)
 
 
