@@ -175,43 +175,45 @@ static int read_taps(PyObject *const *args, int64_t sizes[4]) {
     return -1;
 }
 
-PyDoc_STRVAR(collapse_taps_doc, "collapse_taps(out, weight, symbols, pairs, inner, taps, components)\n\n"
+PyDoc_STRVAR(collapse_taps_doc, "collapse_taps(isa, out, weight, symbols, pairs, inner, taps, components)\n\n"
                                 "Sums a float32 weight over its taps, once for each row of symbols.");
 
 static PyObject *py_collapse_taps(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
+    fe_isa isa;
     float *out;
     const float *weight, *symbols;
     int64_t sizes[4];
-    if (!fe_has_arguments("collapse_taps", nargs, 7) || fe_read_address(args[0], "out", 0, &out) < 0 ||
-        fe_read_address(args[1], "weight", 0, &weight) < 0 || fe_read_address(args[2], "symbols", 0, &symbols) < 0 ||
-        read_taps(args + 3, sizes) < 0)
+    if (!fe_has_arguments("collapse_taps", nargs, 8) || fe_as_isa(args[0], &isa) < 0 ||
+        fe_read_address(args[1], "out", 0, &out) < 0 || fe_read_address(args[2], "weight", 0, &weight) < 0 ||
+        fe_read_address(args[3], "symbols", 0, &symbols) < 0 || read_taps(args + 4, sizes) < 0)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
-    error = fe_collapse_taps(out, weight, symbols, sizes[0], sizes[1], sizes[2], sizes[3]);
+    error = fe_collapse_taps(isa, out, weight, symbols, sizes[0], sizes[1], sizes[2], sizes[3]);
     Py_END_ALLOW_THREADS
     return fe_as_none(error);
 }
 
-PyDoc_STRVAR(spread_taps_doc, "spread_taps(weight, gram, symbols, pairs, inner, taps, components, scale)\n\n"
+PyDoc_STRVAR(spread_taps_doc, "spread_taps(isa, weight, gram, symbols, pairs, inner, taps, components, scale)\n\n"
                               "Spreads float32 sums over the taps of a weight: the transpose of collapse_taps.");
 
 static PyObject *py_spread_taps(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
+    fe_isa isa;
     float *weight;
     const float *gram, *symbols;
     int64_t sizes[4];
-    if (!fe_has_arguments("spread_taps", nargs, 8) || fe_read_address(args[0], "weight", 0, &weight) < 0 ||
-        fe_read_address(args[1], "gram", 0, &gram) < 0 || fe_read_address(args[2], "symbols", 0, &symbols) < 0 ||
-        read_taps(args + 3, sizes) < 0)
+    if (!fe_has_arguments("spread_taps", nargs, 9) || fe_as_isa(args[0], &isa) < 0 ||
+        fe_read_address(args[1], "weight", 0, &weight) < 0 || fe_read_address(args[2], "gram", 0, &gram) < 0 ||
+        fe_read_address(args[3], "symbols", 0, &symbols) < 0 || read_taps(args + 4, sizes) < 0)
         return NULL;
-    float scale = (float)PyFloat_AsDouble(args[7]);
+    float scale = (float)PyFloat_AsDouble(args[8]);
     if (PyErr_Occurred())
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
-    error = fe_spread_taps(weight, gram, symbols, sizes[0], sizes[1], sizes[2], sizes[3], scale);
+    error = fe_spread_taps(isa, weight, gram, symbols, sizes[0], sizes[1], sizes[2], sizes[3], scale);
     Py_END_ALLOW_THREADS
     return fe_as_none(error);
 }

@@ -33,10 +33,13 @@ TARGET FE_INLINE VEC NAME(zip_high)(VEC a, VEC b) {
 #include "planes.h"
 #pragma GCC pop_options
 
+#include "taps.h"
+
 #include "lanes/products.h"
 
 static const filter_version NAME(version) = {NAME(pool_row),   NAME(fill_row),   NAME(depthwise_row),
                                              NAME(pool_plane), NAME(fill_plane), NAME(depthwise_plane),
-                                             NAME(pack),       NAME(multiply_packed)};
+                                             NAME(pack),       NAME(multiply_packed),
+                                             NAME(collapse), NAME(spread)};
 
 #include "lanes/end.h"

@@ -60,6 +60,14 @@ typedef struct {
     float scale;
 } depthwise_job;
 
+/* A weight and its sums over the taps, one of which is made from the other. `pairs` and `inner` as in gradient_filter.h. */
+typedef struct {
+    float *out;
+    const float *in, *symbols;
+    int64_t pairs, inner, taps, components;
+    float scale;
+} tap_job;
+
 /* One instruction set's kernels. A row is all patches of one patch row of one image; a plane is one channel of one image.
  * `gram` is where (component, channel) sums are added to. */
 typedef struct {
@@ -75,6 +83,9 @@ typedef struct {
     void (*pack)(float *packed, const float *b, int64_t inner, int64_t columns, int64_t first, int64_t last);
     void (*multiply)(float *c, const float *a, int64_t a_row, int64_t a_inner, const float *packed, int64_t rows,
                      int64_t inner, int64_t columns, int add, fetch *next);
+    /* One output channel of a weight whose inputs lie innermost. */
+    void (*collapse)(const tap_job *job, int64_t output);
+    void (*spread)(const tap_job *job, int64_t output);
 } filter_version;
 
 /* The kernels that run under this ceiling. */

@@ -75,11 +75,11 @@ int fe_conv_backward(fe_isa ceiling, const fe_conv_maps *maps, const fe_grid *gr
 
 /* out[u][pair] = sum over taps of symbols[u][tap] * weight; a pair is an output and an input channel. `inner` is the
  * number of input channels where these lie innermost, (output, tap, input), else 1: (output, input, tap). */
-int fe_collapse_taps(float *out, const float *weight, const float *symbols, int64_t pairs, int64_t inner, int64_t taps,
-                     int64_t components);
+int fe_collapse_taps(fe_isa ceiling, float *out, const float *weight, const float *symbols, int64_t pairs, int64_t inner,
+                     int64_t taps, int64_t components);
 
 /* The transpose: weight = scale * sum over u of symbols[u][tap] * gram[u][pair]. */
-int fe_spread_taps(float *weight, const float *gram, const float *symbols, int64_t pairs, int64_t inner, int64_t taps,
-                   int64_t components, float scale);
+int fe_spread_taps(fe_isa ceiling, float *weight, const float *gram, const float *symbols, int64_t pairs, int64_t inner,
+                   int64_t taps, int64_t components, float scale);
 
 #endif

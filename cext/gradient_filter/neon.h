@@ -16,10 +16,13 @@ FE_INLINE VEC NAME(zip_high)(VEC a, VEC b) { return vzip2q_f32(a, b); }
 
 #include "planes.h"
 
+#include "taps.h"
+
 #include "lanes/products.h"
 
 static const filter_version NAME(version) = {NAME(pool_row),   NAME(fill_row),   NAME(depthwise_row),
                                              NAME(pool_plane), NAME(fill_plane), NAME(depthwise_plane),
-                                             NAME(pack),       NAME(multiply_packed)};
+                                             NAME(pack),       NAME(multiply_packed),
+                                             NAME(collapse), NAME(spread)};
 
 #include "lanes/end.h"

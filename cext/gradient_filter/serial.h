@@ -10,9 +10,12 @@ FE_INLINE VEC NAME(multiply)(VEC a, VEC b) { return a * b; }
 
 #include "rows.h"
 
+#include "taps.h"
+
 #include "lanes/products.h"
 
 static const filter_version NAME(version) = {NAME(pool_row), NAME(fill_row), NAME(depthwise_row), NULL, NULL, NULL,
-                                             NAME(pack),     NAME(multiply_packed)};
+                                             NAME(pack),     NAME(multiply_packed),
+                                             NAME(collapse), NAME(spread)};
 
 #include "lanes/end.h"

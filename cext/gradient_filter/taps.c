@@ -1,16 +1,6 @@
-/* Weights over their taps. Plain C: these touch a weight once, and the compiler's own vectors keep up with memory. */
-#include "gradient_filter.h"
-
+/* Weights over their taps. Plain C where the taps lie innermost, which is not the layout of fast convolutions. */
+#include "common.h"
 #include "parallel.h"
-
-enum { GRAIN = 32768 };
-
-typedef struct {
-    float *out;
-    const float *in, *symbols;
-    int64_t pairs, inner, taps, components;
-    float scale;
-} tap_job;
 
 /* `taps` is a compile-time constant for the usual kernels: the loop over them unrolls. */
 static inline __attribute__((always_inline)) void collapse_near(const tap_job *job, int64_t first, int64_t last,
@@ -58,58 +48,33 @@ static void spread_pairs(int64_t first, int64_t last, void *context) {
         spread_near(job, first, last, job->taps);
 }
 
-/* Taps between the output and the input channels: `first` and `last` count output channels. */
-static void collapse_outputs(int64_t first, int64_t last, void *context) {
-    const tap_job *job = context;
-    int64_t inner = job->inner;
+typedef struct {
+    tap_job job;
+    void (*one)(const tap_job *job, int64_t output);
+} output_work;
+
+static void by_output(int64_t first, int64_t last, void *context) {
+    const output_work *work = context;
     for (int64_t o = first; o < last; o++)
-        for (int64_t u = 0; u < job->components; u++) {
-            float *restrict out = job->out + u * job->pairs + o * inner;
-            for (int64_t t = 0; t < job->taps; t++) {
-                const float *restrict in = job->in + (o * job->taps + t) * inner;
-                float symbol = job->symbols[u * job->taps + t];
-                if (t == 0)
-                    for (int64_t i = 0; i < inner; i++)
-                        out[i] = symbol * in[i];
-                else
-                    for (int64_t i = 0; i < inner; i++)
-                        out[i] += symbol * in[i];
-            }
-        }
+        work->one(&work->job, o);
 }
 
-static void spread_outputs(int64_t first, int64_t last, void *context) {
-    const tap_job *job = context;
-    int64_t inner = job->inner;
-    for (int64_t o = first; o < last; o++)
-        for (int64_t t = 0; t < job->taps; t++) {
-            float *restrict out = job->out + (o * job->taps + t) * inner;
-            for (int64_t u = 0; u < job->components; u++) {
-                const float *restrict in = job->in + u * job->pairs + o * inner;
-                float symbol = job->scale * job->symbols[u * job->taps + t];
-                if (u == 0)
-                    for (int64_t i = 0; i < inner; i++)
-                        out[i] = symbol * in[i];
-                else
-                    for (int64_t i = 0; i < inner; i++)
-                        out[i] += symbol * in[i];
-            }
-        }
+static int run(const tap_job *job, fe_task pairs, void (*one)(const tap_job *job, int64_t output)) {
+    output_work work = {*job, one};
+    int64_t inner = job->inner, grain = GRAIN / (inner * job->taps) + 1;
+    if (inner == 1)
+        return fe_parallel_for(job->pairs, grain, pairs, (void *)job);
+    return fe_parallel_for(job->pairs / inner, grain, by_output, &work);
 }
 
-static int run(const tap_job *job, fe_task near, fe_task outputs) {
-    int64_t inner = job->inner, work = inner * job->taps;
-    return fe_parallel_for(job->pairs / inner, GRAIN / work + 1, inner == 1 ? near : outputs, (void *)job);
-}
-
-int fe_collapse_taps(float *out, const float *weight, const float *symbols, int64_t pairs, int64_t inner, int64_t taps,
-                     int64_t components) {
+int fe_collapse_taps(fe_isa ceiling, float *out, const float *weight, const float *symbols, int64_t pairs, int64_t inner,
+                     int64_t taps, int64_t components) {
     tap_job job = {out, weight, symbols, pairs, inner, taps, components, 1.0f};
-    return run(&job, collapse_pairs, collapse_outputs);
+    return run(&job, collapse_pairs, fe_filter_version(ceiling)->collapse);
 }
 
-int fe_spread_taps(float *weight, const float *gram, const float *symbols, int64_t pairs, int64_t inner, int64_t taps,
-                   int64_t components, float scale) {
+int fe_spread_taps(fe_isa ceiling, float *weight, const float *gram, const float *symbols, int64_t pairs, int64_t inner,
+                   int64_t taps, int64_t components, float scale) {
     tap_job job = {weight, gram, symbols, pairs, inner, taps, components, scale};
-    return run(&job, spread_pairs, spread_outputs);
+    return run(&job, spread_pairs, fe_filter_version(ceiling)->spread);
 }

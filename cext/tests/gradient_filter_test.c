@@ -286,10 +286,10 @@ static void check_conv(fe_isa isa, const shape *s, int64_t k, fe_slabs slabs) {
 }
 
 /* Weights of 7 outputs and `inputs` inputs, in both layouts. */
-static void check_taps(int64_t inputs, int64_t taps, int64_t components, int innermost) {
+static void check_taps(fe_isa isa, int64_t inputs, int64_t taps, int64_t components, int innermost) {
     int64_t pairs = 7 * inputs;
-    fe_collapse_taps(guarded(out, components * pairs), map, grad, pairs, innermost ? inputs : 1, taps, components);
-    fe_spread_taps(guarded(again, pairs * taps), map, grad, pairs, innermost ? inputs : 1, taps, components, 0.5f);
+    fe_collapse_taps(isa, guarded(out, components * pairs), map, grad, pairs, innermost ? inputs : 1, taps, components);
+    fe_spread_taps(isa, guarded(again, pairs * taps), map, grad, pairs, innermost ? inputs : 1, taps, components, 0.5f);
     int wrong = !is_intact(out, components * pairs) || !is_intact(again, pairs * taps);
     for (int64_t o = 0; o < 7; o++)
         for (int64_t i = 0; i < inputs; i++) {
@@ -315,9 +315,20 @@ static void check_taps(int64_t inputs, int64_t taps, int64_t components, int inn
             }
         }
     if (wrong) {
-        printf("FAIL taps: %ld inputs, %ld taps, %ld components\n", (long)inputs, (long)taps, (long)components);
+        printf("FAIL taps on %s: %ld inputs, %ld taps, %ld components\n", fe_isa_name(isa), (long)inputs, (long)taps,
+               (long)components);
         failures++;
     }
+}
+
+static void check_all_taps(fe_isa isa) {
+    static const int64_t inputs[] = {1, 7, 33}, taps[] = {1, 3, 9, 25}, components[] = {1, 2, 5};
+    for (int i = 0; i < 3; i++)
+        for (int t = 0; t < 4; t++)
+            for (int u = 0; u < 3; u++) {
+                check_taps(isa, inputs[i], taps[t], components[u], 0);
+                check_taps(isa, inputs[i], taps[t], components[u], 1);
+            }
 }
 
 int main(void) {
@@ -329,8 +340,11 @@ int main(void) {
         grad[i] = check_random(&state);
         tap_sums[i] = check_random(&state);
     }
-    for (int isa = FE_SERIAL; isa <= (int)ceiling; isa++)
-        for (size_t i = 0; fe_isa_available((fe_isa)isa) && i < sizeof shapes / sizeof *shapes; i++) {
+    for (int isa = FE_SERIAL; isa <= (int)ceiling; isa++) {
+        if (!fe_isa_available((fe_isa)isa))
+            continue;
+        check_all_taps((fe_isa)isa);
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             check((fe_isa)isa, FE_CHANNELS_LAST, &shapes[i]);
             check((fe_isa)isa, FE_CONTIGUOUS, &shapes[i]);
             check_conv((fe_isa)isa, &shapes[i], 5, (fe_slabs){.pieces = 1, .slab_rows = 2});
@@ -338,13 +352,7 @@ int main(void) {
             check_conv((fe_isa)isa, &shapes[i], 5, (fe_slabs){.pieces = 2, .slab_rows = 4});
             check_conv((fe_isa)isa, &shapes[i], 70, (fe_slabs){.pieces = 1, .slab_rows = 20});
         }
-    static const int64_t inputs[] = {1, 7, 33}, taps[] = {1, 3, 9, 25}, components[] = {1, 2, 5};
-    for (int i = 0; i < 3; i++)
-        for (int t = 0; t < 4; t++)
-            for (int u = 0; u < 3; u++) {
-                check_taps(inputs[i], taps[t], components[u], 0);
-                check_taps(inputs[i], taps[t], components[u], 1);
-            }
+    }
     printf("%d failures\n", failures);
     return failures != 0;
 }
