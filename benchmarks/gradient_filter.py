@@ -58,6 +58,7 @@ FILTERED = "all but the stem filtered"
 FOURIER_LEAN = "all but the stem filtered, Fourier, lean activations"
 LEAN = f"{FILTERED}, lean activations"
 FUSED, FUSED_LEAN = "torch, exact, lean activations, fused norms", f"{LEAN}, fused norms"
+FASTEST = f"{FILTERED}, fused norms"
 ALL_LEAN = "all filtered, lean activations"
 FROZEN, FROZEN_LEAN = "torch, exact, frozen norms", f"{LEAN}, frozen norms"
 STEP_BATCH, STEP_SIDE = 8, 224
@@ -185,6 +186,7 @@ def step_rows(
         FILTERED: prepare_(copy.deepcopy(model), filtering),
         LEAN: prepare_(copy.deepcopy(model), filtering, LeanActivations()),
         FUSED_LEAN: prepare_(copy.deepcopy(model), filtering, LeanActivations(), FusedNorm()),
+        FASTEST: prepare_(copy.deepcopy(model), filtering, FusedNorm()),
         FOURIER_LEAN: prepare_(copy.deepcopy(model), GradientFilter(where=all_but_stem), LeanActivations()),
         ALL_LEAN: prepare_(copy.deepcopy(model), everywhere, LeanActivations()),
         FROZEN: freeze_statistics(copy.deepcopy(model)),
@@ -201,9 +203,9 @@ def step_rows(
     if device == "cpu":
         about = (
             f"{name}, batch {STEP_BATCH}, {threads} threads, measured: times faster than plain torch, "
-            f"{FUSED_LEAN}"
+            f"{FASTEST}"
         )
-        bench.at_least(about, times[EXACT].over(times[FUSED_LEAN]), 2.2 if name == "ResNet-18" else 1.35)
+        bench.at_least(about, times[EXACT].over(times[FASTEST]), 2.2 if name == "ResNet-18" else 1.35)
 
 
 def fallen_back(model: nn.Module) -> str:

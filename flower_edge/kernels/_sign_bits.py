@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._maps import check_floating, check_no_gradient, is_served
+from flower_edge.kernels._workspace import workspace
 
 if TYPE_CHECKING:
     import torch
@@ -110,13 +111,12 @@ def mask_by_bits(x: "torch.Tensor", bits: "torch.Tensor", stride: Sequence[int])
     ValueError
         If there are not as many bits as elements, or `x` requires gradients in grad mode.
     """
-    import torch
-
     _check_bits(x, bits)
     extension = _dispatch.extension
     if extension is None or not _runs(x):
         return mask_by_bits_reference(x, bits, stride)
-    out = torch.empty_strided(x.shape, stride, dtype=x.dtype)
+    # To touch fresh pages takes longer than the work.
+    out = workspace().empty(tuple(x.shape), tuple(stride))
     source = x if x.stride() == out.stride() else out.copy_(x)
     if x.numel():
         _threads.connect(extension)

@@ -131,7 +131,8 @@ def _collapse(weight: "torch.Tensor", symbols: "torch.Tensor") -> "torch.Tensor"
     if extension is not None:
         _threads.connect(extension)
         addresses = out.data_ptr(), weight.data_ptr(), symbols.data_ptr()
-        extension.collapse_taps(_dispatch.ceiling(), *addresses, outputs * inputs, inner, taps, components)
+        sizes = outputs * inputs, inner, taps, components
+        extension.collapse_taps(_dispatch.ceiling(), *addresses, *sizes)
     return out
 
 
@@ -149,7 +150,8 @@ def _spread(
     if extension is not None and out.numel():
         _threads.connect(extension)
         addresses = out.data_ptr(), gram.data_ptr(), symbols.data_ptr()
-        extension.spread_taps(_dispatch.ceiling(), *addresses, outputs * inputs, inner, taps, components, scale)
+        sizes = outputs * inputs, inner, taps, components
+        extension.spread_taps(_dispatch.ceiling(), *addresses, *sizes, scale)
     return out
 
 
