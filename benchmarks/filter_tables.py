@@ -1,7 +1,8 @@
-"""The tables of docs/training.md that show how fast filtered layers are, made from the kept results.
+"""The tables of docs/training.md on filtered layers, their accuracy and their speed, from the kept results.
 
 ``python -m benchmarks.filter_tables [--write]`` prints them as Markdown, or puts them into the page, between
-the comments that mark their place. Run it after ``python -m benchmarks.gradient_filter``.
+the comments that mark their places. Run it after ``python -m benchmarks.gradient_filter`` and
+``python -m benchmarks.gradient_filter_accuracy``.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from benchmarks.harness import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs/training.md"
 BEGIN, END = "<!-- python -m benchmarks.filter_tables --write -->", "<!-- end of tables -->"
+BEGIN_ACCURACY, END_ACCURACY = BEGIN.replace("python", "accuracy: python"), END.replace("tables", "accuracy")
 
 Row = dict[str, Any]
 _COLUMNS = (
@@ -45,6 +47,32 @@ def tables(results: Path = RESULTS / "gradient_filter.json") -> str:
             _step_table(steps),
         )
     )
+
+
+def accuracy_table(results: Path = RESULTS / "gradient_filter_accuracy.json") -> str:
+    """Write what filtering costs in accuracy as Markdown."""
+    lines = [
+        (
+            *("trained and filtered", "way", "accuracy", "lost against exact"),
+            *("operations fewer", "backward faster"),
+        )
+    ]
+    for row in json.loads(results.read_text())["rows"]:
+        network = {"resnet20": "ResNet-20", "mobilenet_v2": "MobileNetV2"}[row["network"]]
+        gossip = f", gossip of {row['nodes']}" if row["nodes"] > 1 else ""
+        layers = {"all": "all but the stem", "last 1": "last layer"}.get(row["layers"], row["layers"])
+        ours = row["share_of_step_counted"] > 0
+        lines.append(
+            (
+                f"{network}{gossip}, {layers}",
+                row["method"],
+                f"{row['accuracy']:.1f} %",
+                "" if row["method"] == "exact" else f"{row['lost']:.2f} ± {row['spread_lost']:.2f}",
+                f"{row['operations_fewer_counted']:.2g}×" if ours else "",
+                f"{row['backward_faster_measured']:.1f}×" if ours else "",
+            )
+        )
+    return _markdown(lines)
 
 
 def _layer_table(rows: Sequence[Row]) -> str:
@@ -100,25 +128,30 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join((head, rule, *body))
 
 
-def with_tables(page: str, made: str) -> str:
-    """Put tables into a page.
+def with_tables(page: str, made: str, begin: str = BEGIN, end: str = END) -> str:
+    """Put tables into a page, between two comments.
 
     Raises
     ------
     ValueError
         If the page does not say where.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"expected {BEGIN} and {END} in the page")
+    before, found, rest = page.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end):
+        raise ValueError(f"expected {begin} and {end} in the page")
     return f"{before}{begin}\n\n{made}\n\n{end}{after}"
+
+
+def filled(page: str) -> str:
+    """Put all tables into the page."""
+    return with_tables(with_tables(page, tables()), accuracy_table(), BEGIN_ACCURACY, END_ACCURACY)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put them into docs/training.md")
     if parser.parse_args().write:
-        PAGE.write_text(with_tables(PAGE.read_text(), tables()))
+        PAGE.write_text(filled(PAGE.read_text()))
     else:
-        print(tables())
+        print(accuracy_table(), tables(), sep="\n\n")
