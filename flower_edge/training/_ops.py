@@ -1,8 +1,8 @@
 """Gradient filtering on patches as operators of torch, so that compilers see through to the shapes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from flower_edge.training._tap_symbols import tap_symbols
 
 if TYPE_CHECKING:
     from flower_edge.training._filtered_conv import ConvFilter
+
+_Run: TypeAlias = Callable[..., Any]
 
 library = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]
 library.define(  # type: ignore[no-untyped-call]
@@ -45,7 +47,7 @@ def patch_sums(x: Tensor, y_shape: Sequence[int], weight_shape: Sequence[int], c
     Tensor
         Shape ``(components, N * patches, C_in)``.
     """
-    run = _patch_sums if is_seen_through(x) else torch.ops.flower_edge.conv2d_patch_sums.default
+    run = chosen(x, _patch_sums, _seen_patch_sums, torch.ops.flower_edge.conv2d_patch_sums.default)
     with without_autocast(x.device.type):
         sums: Tensor = run(
             x,
@@ -96,7 +98,7 @@ def backward(
     tuple of Tensor
         Gradients of input, weight and scale; one that is not wanted is an empty tensor.
     """
-    run = _backward if is_seen_through(grad) else torch.ops.flower_edge.conv2d_filtered_backward.default
+    run = chosen(grad, _backward, _seen_backward, torch.ops.flower_edge.conv2d_filtered_backward.default)
     with without_autocast(grad.device.type):
         gradients: tuple[Tensor, Tensor, Tensor] = run(
             grad, weight, sums, x_shape, *conv.numbers(), channels_last, needs_x, scale
@@ -127,14 +129,39 @@ def is_eager(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and type(x) is Tensor and not _len_torch_dispatch_stack()
 
 
-def is_seen_through(x: Tensor) -> bool:
-    """Tell whether to call the code itself, and not an operator that hides it from tracers.
+def chosen(x: Tensor, code: _Run, seen: _Run, operator: _Run) -> _Run:
+    """Choose what is called on a tensor: code, what lets tracers see it, or what hides it from them.
 
     Where kernels serve a tensor, they are what makes it fast. Elsewhere, on a GPU for example, it is torch's
     compiler, which fuses operations that it sees.
+
+    Parameters
+    ----------
+    x : Tensor
+        What is worked on.
+    code : callable
+        For tensors that no tracer follows.
+    seen : callable
+        The same by :func:`seen_through`.
+    operator : callable
+        Of torch, with `code` behind it.
     """
+    if is_eager(x):
+        return code
     # Not by `is_served`, whose question for negative views torch cannot compile.
-    return is_eager(x) or x.dtype != torch.float32 or not x.is_cpu
+    return operator if x.dtype == torch.float32 and x.is_cpu else seen
+
+
+def seen_through(code: _Run, operator: _Run) -> _Run:
+    """Make a function whose operations a compiler sees; where sizes are unknown, it calls the operator."""
+
+    def run(*args: Any) -> Any:
+        tensors = (argument for argument in args if isinstance(argument, Tensor))
+        unknown = any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape)
+        return operator(*args) if unknown else code(*args)
+
+    made: _Run = torch.compiler.allow_in_graph(run)  # type: ignore[no-untyped-call]
+    return made
 
 
 def without_autocast(device: str) -> AbstractContextManager[None]:
@@ -366,4 +393,6 @@ for _name, _run, _fake in (
 ):
     library.impl(_name, _run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"flower_edge::{_name}", _fake, lib=library)
-    torch.compiler.allow_in_graph(_run)  # type: ignore[no-untyped-call]
+
+_seen_patch_sums = seen_through(_patch_sums, torch.ops.flower_edge.conv2d_patch_sums.default)
+_seen_backward = seen_through(_backward, torch.ops.flower_edge.conv2d_filtered_backward.default)

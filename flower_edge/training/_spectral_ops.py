@@ -20,7 +20,7 @@ from torch import Tensor
 from flower_edge.kernels._spectra import tile_spectra
 from flower_edge.kernels._spectral_conv import spectral_conv_backward, tilings
 from flower_edge.kernels._tiling import low_frequencies
-from flower_edge.training._ops import fake_gradients, is_seen_through, library, without_autocast
+from flower_edge.training._ops import chosen, fake_gradients, library, seen_through, without_autocast
 from flower_edge.training._spectral_geometry import geometry, layer_of, tiles_along
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def spectra(x: Tensor, y_shape: Sequence[int], weight_shape: Sequence[int], conv
     Tensor
         Shape ``(components, N * tiles, C_in)``.
     """
-    run = _spectra if is_seen_through(x) else torch.ops.flower_edge.conv2d_tile_spectra.default
+    run = chosen(x, _spectra, _seen_spectra, torch.ops.flower_edge.conv2d_tile_spectra.default)
     with without_autocast(x.device.type):
         found: Tensor = run(x, y_shape[2:], weight_shape[2:], *conv.numbers())
     return found
@@ -84,7 +84,7 @@ def backward(
     tuple of Tensor
         Gradients of input, weight and scale; one that is not wanted is an empty tensor.
     """
-    run = _backward if is_seen_through(grad) else torch.ops.flower_edge.conv2d_spectral_backward.default
+    run = chosen(grad, _backward, _seen_backward, torch.ops.flower_edge.conv2d_spectral_backward.default)
     with without_autocast(grad.device.type):
         gradients: tuple[Tensor, Tensor, Tensor] = run(
             grad, weight, saved, x_shape, *conv.numbers(), channels_last, needs_x, scale
@@ -187,4 +187,6 @@ for _name, _run, _fake in (
 ):
     library.impl(_name, _run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"flower_edge::{_name}", _fake, lib=library)
-    torch.compiler.allow_in_graph(_run)  # type: ignore[no-untyped-call]
+
+_seen_spectra = seen_through(_spectra, torch.ops.flower_edge.conv2d_tile_spectra.default)
+_seen_backward = seen_through(_backward, torch.ops.flower_edge.conv2d_spectral_backward.default)

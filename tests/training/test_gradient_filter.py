@@ -187,6 +187,21 @@ def test_compiled_in_one_graph(layout, components, dynamic) -> None:
     assert_same(found, step(net, x))
 
 
+@pytest.mark.parametrize("method", [NEVER, GradientFilter(where=last(9), fallback="never")])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compilers_see_what_no_kernel_serves(method, dynamic) -> None:
+    """As on a GPU: torch's operations are in the graph; an operator of ours only where sizes are unknown."""
+    net, x = prepare_(model(), method).double(), batch().double()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    assert_same(step(compiled, x), step(net, x), 1e-12)
+
+    with torch.profiler.profile() as seen:
+        step(compiled, x)
+
+    assert dynamic or not any(event.key.startswith("flower_edge::") for event in seen.key_averages())
+    assert_same(step(compiled, x[:1]), step(net, x[:1]), 1e-12)
+
+
 def test_compiled_layers_do_what_was_measured_before(clock) -> None:
     torch._dynamo.reset()
     net, x = model(), batch()
