@@ -191,13 +191,15 @@ TARGET static void NAME(differentiate)(norm_job *job, const norm_sums *sums) {
 
 TARGET FE_INLINE void NAME(locate_of)(const norm_job *job, span pixels, float *most, float *least, int bytes) {
     const int64_t channels = job->channels;
-    const VEC row = NAME(set)((float)channels), nowhere = NAME(set)(__builtin_inff());
+    const VEC row = NAME(set)((float)channels), one = NAME(set)(1.0f), nowhere = NAME(set)(__builtin_inff());
     for (int64_t c = 0; c < channels; c += LANES) {
         int64_t n = least_of(channels - c, LANES);
         VEC top = NAME(load)(most + c, n), bottom = NAME(load)(least + c, n), top_at = nowhere, bottom_at = nowhere;
+        VEC pixel = NAME(set)((float)(pixels.end - pixels.begin));
         /* Backwards, so that the first stays. */
         for (int64_t i = pixels.end - 1; i >= pixels.begin; i--) {
-            VEC x = NAME(raw)(&job->x, i * channels + c, n, bytes), pixel = NAME(set)((float)(i - pixels.begin));
+            VEC x = NAME(raw)(&job->x, i * channels + c, n, bytes);
+            pixel = NAME(subtract)(pixel, one);
             top_at = NAME(where_equal)(x, top, pixel, top_at);
             bottom_at = NAME(where_equal)(x, bottom, pixel, bottom_at);
         }
