@@ -234,6 +234,7 @@ static void normalise_sample(const norm_work *work, int64_t sample, const scratc
     set_gains(work, sample, work->x->scale, of);
     job.y = of_sample(work->y, sample * norm->pixels * norm->channels);
     job.inverse_scale = 1.0f / work->y->scale;
+    job.is_bounded = work->is_known;
     work->version->normalise(&job);
     memcpy(work->bounds + 2 * sample, job.bounds, sizeof job.bounds);
 }
@@ -246,18 +247,23 @@ static void add(float *dx, float position, float share, float *low, float *high)
     *high = value > *high ? value : *high;
 }
 
+static void fill(float *to, float value, int64_t count) {
+    const float eight[] = {value, value, value, value, value, value, value, value};
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        memcpy(to + i, eight, sizeof eight);
+    for (; i < count; i++)
+        to[i] = value;
+}
+
 /* Puts where the extremes of each (chunk, group) are into `most` and `least`; returns how far they are apart. */
 static int64_t locate_extremes(const norm_work *work, const norm_job *job, int64_t sample, const scratch *of) {
     int64_t chunks = fe_norm_chunks(job->pixels), channels = job->channels, width = channels / job->groups;
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         float *most = of->most + chunk * channels, *least = of->least + chunk * channels;
         for (int64_t group = 0; group < job->groups; group++) {
-            float greatest = extreme(work, sample, chunk, group, MAXIMUM);
-            float smallest = extreme(work, sample, chunk, group, MINIMUM);
-            for (int64_t c = group * width; c < (group + 1) * width; c++) {
-                most[c] = greatest;
-                least[c] = smallest;
-            }
+            fill(most + group * width, extreme(work, sample, chunk, group, MAXIMUM), width);
+            fill(least + group * width, extreme(work, sample, chunk, group, MINIMUM), width);
         }
         work->version->locate(job, chunk_of(job->pixels, chunk), most, least);
     }
