@@ -118,14 +118,17 @@ typedef struct {
 } conv_work;
 
 typedef struct {
+    /* Of a phase of a band: what its pixels read and where they go, counted from the first one. */
     int64_t from[MOST_PIXELS], to[MOST_PIXELS], segments[MOST_TAPS], run;
+    /* Where all pixels of a band are listed, its images and rows: others of that size have the same lists. */
+    int64_t images, rows, pixels;
     int32_t shift[MOST_COLUMNS];
     float scale[MOST_COLUMNS], bias[MOST_COLUMNS];
     uint8_t *strip;
 } conv_lists;
 
-/* Blocks of all groups' channels, for the pixels that the lists have. */
-static void make_pixels(const conv_work *work, const phase *at, const band *in, int64_t pixels, conv_lists *lists,
+/* Blocks of all groups' channels, for the pixels that the lists have; `first` is where the first one goes. */
+static void make_pixels(const conv_work *work, const phase *at, const band *in, int64_t first, conv_lists *lists,
                         float ends[2]) {
     const int8_version *version = work->version;
     const pass *over = work->over;
@@ -154,9 +157,9 @@ static void make_pixels(const conv_work *work, const phase *at, const band *in, 
                 .scale = lists->scale,
                 .bias = lists->bias,
                 .to = lists->to,
-                .pixels = pixels,
-                .floats = work->out->floats ? work->out->floats + channel : NULL,
-                .bytes = work->out->bytes ? work->out->bytes + channel : NULL,
+                .pixels = lists->pixels,
+                .floats = work->out->floats ? work->out->floats + first + channel : NULL,
+                .bytes = work->out->bytes ? work->out->bytes + first + channel : NULL,
                 .streams = work->streams,
                 .rounding = work->out->rounding,
                 .low = ends[0],
@@ -186,60 +189,75 @@ static int64_t run_of(const conv_work *work, const phase *at) {
     return run;
 }
 
-static void make_phase(const conv_work *work, const phase *at, const band *in, conv_lists *lists, float ends[2]) {
+/* Lists the pixels of some rows of a band; where there are too many for that, those are made that are listed. */
+static void list_pixels(const conv_work *work, const phase *at, const band *in, int64_t rows, int64_t first,
+                        conv_lists *lists, float ends[2]) {
     const pass *over = work->over;
     const bands *all = work->bands;
     const int64_t channels = over->groups * over->out_channels;
+    const int64_t from_step = over->step[1] * all->cell, to_step = over->out_step[1] * channels;
     lists->run = run_of(work, at);
     for (int64_t t = 0; t < at->count; t += lists->run) {
         const int64_t *offset = over->tap[at->first + t].offset;
         lists->segments[t / lists->run] = ((offset[0] - all->low[0]) * all->pitch + offset[1] - all->low[1]) * all->cell;
     }
-    int64_t pixels = 0;
+    lists->images = in->images;
+    lists->rows = rows;
+    lists->pixels = 0;
     for (int64_t n = 0; n < in->images; n++)
-        for (int64_t row = 0; row < in->rows; row++) {
-            int64_t y = at->start[0] + (in->row + row) * over->out_step[0];
-            if (y >= over->out_height)
-                continue;
+        for (int64_t row = 0; row < rows; row++) {
             int64_t from = (n * all->image + row * over->step[0] * all->pitch) * all->cell;
-            int64_t to = (((in->image + n) * over->out_height + y) * over->out_width + at->start[1]) * channels;
+            int64_t to = (n * over->out_height + row * over->out_step[0]) * over->out_width * channels;
             int64_t count = ceiling_of(over->out_width - at->start[1], over->out_step[1]);
-            const int64_t from_step = over->step[1] * all->cell, to_step = over->out_step[1] * channels;
             while (count > 0) {
-                int64_t some = smaller(count, MOST_PIXELS - pixels);
+                if (lists->pixels == MOST_PIXELS) {
+                    make_pixels(work, at, in, first, lists, ends);
+                    lists->images = lists->pixels = 0;
+                }
+                int64_t some = smaller(count, MOST_PIXELS - lists->pixels);
                 for (int64_t i = 0; i < some; i++) {
-                    lists->from[pixels + i] = from + i * from_step;
-                    lists->to[pixels + i] = to + i * to_step;
+                    lists->from[lists->pixels + i] = from + i * from_step;
+                    lists->to[lists->pixels + i] = to + i * to_step;
                 }
                 from += some * from_step, to += some * to_step;
-                pixels += some, count -= some;
-                if (pixels == MOST_PIXELS) {
-                    make_pixels(work, at, in, pixels, lists, ends);
-                    pixels = 0;
-                }
+                lists->pixels += some, count -= some;
             }
         }
-    if (pixels)
-        make_pixels(work, at, in, pixels, lists, ends);
+}
+
+static void make_phase(const conv_work *work, const phase *at, const band *in, conv_lists *lists, float ends[2]) {
+    const pass *over = work->over;
+    const int64_t top = at->start[0] + in->row * over->out_step[0];
+    const int64_t first =
+        ((in->image * over->out_height + top) * over->out_width + at->start[1]) * over->groups * over->out_channels;
+    /* The grid may be a row longer than this phase. */
+    const int64_t rows = smaller(in->rows, ceiling_of(over->out_height - top, over->out_step[0]));
+    if (lists->images != in->images || lists->rows != rows)
+        list_pixels(work, at, in, rows, first, lists, ends);
+    if (lists->pixels > 0)
+        make_pixels(work, at, in, first, lists, ends);
 }
 
 static void conv_bands(int64_t first, int64_t last, void *context) {
     conv_work *work = context;
-    conv_lists *lists = malloc(sizeof *lists);
+    /* For each phase. */
+    conv_lists *lists = malloc((size_t)work->over->phases * sizeof *lists);
     void *copy = malloc((size_t)work->bands->bytes + MOST_COLUMNS);
     uint8_t *strip = aligned_alloc(TILE_NUMBERS, (size_t)work->strip + TILE_NUMBERS);
     const int is_ready = lists && copy && strip;
-    if (is_ready)
-        lists->strip = strip;
-    else
+    if (!is_ready)
         atomic_store(&work->error, -1);
+    for (int64_t p = 0; is_ready && p < work->over->phases; p++) {
+        lists[p].strip = strip;
+        lists[p].images = 0;
+    }
     for (int64_t i = first; is_ready && i < last; i++) {
         band in;
         fe_band_of(&in, i, work->bands, work->over, work->version, work->x, work->zero, copy);
         float *ends = work->ends + 2 * i;
         ends[0] = ends[1] = 0.0f;
         for (int64_t p = 0; p < work->over->phases; p++)
-            make_phase(work, work->over->phase + p, &in, lists, ends);
+            make_phase(work, work->over->phase + p, &in, lists + p, ends);
     }
     settle();
     free(strip);

@@ -162,7 +162,13 @@ static void copy_cells(void *to, const uint8_t *from, int64_t count, const bands
         version->cells(to, from, count * all->cell);
         return;
     }
-    for (int64_t i = 0; i < count * over->groups; i++)
+    const int64_t cells = count * over->groups;
+    int64_t i = 0;
+    /* What is behind the channels of a cell is multiplied by zeros. */
+    if (all->channels == 4 && version->cell == 1 && version->flip == 0)
+        for (; i * over->channels + 4 <= cells * over->channels; i++)
+            memcpy((char *)to + 4 * i, from + i * over->channels, 4);
+    for (; i < cells; i++)
         version->cells((char *)to + i * all->channels * version->cell, from + i * over->channels, over->channels);
 }
 

@@ -272,28 +272,26 @@ TARGET static void NAME(planes)(void *to, int64_t pitch, const void *from, int64
     }
 }
 
-/* Sums that stay in registers, for whole vectors of columns. */
 TARGET FE_INLINE void NAME(add_columns)(int32_t *sums, const uint8_t *from, int64_t step, int64_t count, int64_t columns) {
-    int32_t some[16];
-    for (int c = 0; c < 16; c++)
-        some[c] = (int32_t)(-FE_ERROR_ZERO * count);
-    if (columns == 16)
+    const int32_t zeros = (int32_t)(-FE_ERROR_ZERO * count);
+    int64_t c = 0;
+    for (; c + LANES <= columns; c += LANES) {
+        INTS some = LANE(all)(zeros);
         for (int64_t row = 0; row < count; row++)
-            for (int c = 0; c < 16; c++)
-                some[c] += from[row * step + c];
-    else
+            some = LANE(plus)(some, LANE(load_bytes)(from + row * step + c));
+        LANE(store_ints)(sums + c, LANE(plus)(LANE(load_ints)(sums + c), some));
+    }
+    for (; c < columns; c++) {
+        sums[c] += zeros;
         for (int64_t row = 0; row < count; row++)
-            for (int64_t c = 0; c < columns; c++)
-                some[c] += from[row * step + c];
-    for (int64_t c = 0; c < columns; c++)
-        sums[c] += some[c];
+            sums[c] += from[row * step + c];
+    }
 }
 
 TARGET static void NAME(interleave)(int8_t *to, const uint8_t *from, int64_t step, int64_t count, int64_t columns,
                                     int64_t width, int32_t *sums) {
     const int64_t wide = columns / 16 * 16;
-    for (int64_t c = 0; c < columns; c += 16)
-        NAME(add_columns)(sums + c, from + c, step, count, smaller(16, columns - c));
+    NAME(add_columns)(sums, from, step, count, columns);
     for (int64_t row = 0; row < count; row += GROUP, to += width * GROUP) {
         int64_t rows = smaller(GROUP, count - row), c = 0;
         for (; rows == GROUP && c < wide; c += 16)
@@ -304,32 +302,44 @@ TARGET static void NAME(interleave)(int8_t *to, const uint8_t *from, int64_t ste
     }
 }
 
-TARGET static void NAME(finish)(float *grad, int64_t pitch, const int32_t *sums, const gram_sums *of, int64_t rows,
-                                int64_t columns, const int32_t *shift) {
-    float turned[TURNED][MOST_COLUMNS];
-    for (int64_t row = 0; row < rows; row++) {
-        double whole[MOST_COLUMNS] = {0};
-        for (int64_t half = 0; half < of->halves; half++) {
-            int32_t all[MOST_COLUMNS];
+/* A row of a gram; of sixteen columns, or of fewer. */
+TARGET FE_INLINE void NAME(finish_row)(float *to, const int32_t *sums, const gram_sums *of, const int32_t *shift,
+                                       const int64_t columns) {
+    double whole[16] = {0};
+    for (int64_t half = 0; half < of->halves; half++) {
+        int32_t all[16];
+        for (int64_t c = 0; c < columns; c++)
+            all[c] = -shift[half * MOST_COLUMNS + c];
+        for (int64_t copy = 0; copy < of->copies; copy++) {
+            const int32_t *from = sums + copy * of->copy + half * of->half;
             for (int64_t c = 0; c < columns; c++)
-                all[c] = -shift[half * MOST_COLUMNS + c];
-            for (int64_t copy = 0; copy < of->copies; copy++) {
-                const int32_t *from = sums + copy * of->copy + row * of->stride + half * of->half;
-                for (int64_t c = 0; c < columns; c++)
-                    all[c] = (int32_t)((uint32_t)all[c] + (uint32_t)from[c]);
-            }
-            for (int64_t c = 0; c < columns; c++)
-                whole[c] = FE_HALF * whole[c] + all[c];
+                all[c] = (int32_t)((uint32_t)all[c] + (uint32_t)from[c]);
         }
         for (int64_t c = 0; c < columns; c++)
-            turned[row][c] = (float)(whole[c] * of->scale);
+            whole[c] = FE_HALF * whole[c] + all[c];
     }
-    if (rows == TURNED)
-        for (int64_t c = 0; c < columns; c++)
-            for (int64_t row = 0; row < TURNED; row++)
-                grad[c * pitch + row] = turned[row][c];
-    else
-        for (int64_t c = 0; c < columns; c++)
-            for (int64_t row = 0; row < rows; row++)
-                grad[c * pitch + row] = turned[row][c];
+    for (int64_t c = 0; c < columns; c++)
+        to[c] = (float)(whole[c] * of->scale);
+}
+
+TARGET static void NAME(finish)(float *grad, int64_t pitch, const int32_t *sums, const gram_sums *of, int64_t rows,
+                                int64_t columns, const int32_t *shift) {
+    for (int64_t first = 0; first < columns; first += 16, grad += 16 * pitch) {
+        const int64_t some = smaller(16, columns - first);
+        float turned[TURNED][16];
+        for (int64_t row = 0; row < rows; row++) {
+            const int32_t *from = sums + row * of->stride + first;
+            if (some == 16)
+                NAME(finish_row)(turned[row], from, of, shift + first, 16);
+            else
+                NAME(finish_row)(turned[row], from, of, shift + first, some);
+        }
+        for (int64_t c = 0; c < some; c++)
+            if (rows == TURNED)
+                for (int64_t row = 0; row < TURNED; row++)
+                    grad[c * pitch + row] = turned[row][c];
+            else
+                for (int64_t row = 0; row < rows; row++)
+                    grad[c * pitch + row] = turned[row][c];
+    }
 }

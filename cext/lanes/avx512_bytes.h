@@ -14,8 +14,9 @@ TARGET FE_INLINE VEC NAME(load_bytes)(const uint8_t *from, int64_t n) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
 }
 TARGET FE_INLINE void NAME(store_bytes)(uint8_t *to, VEC value, int64_t n) {
-    VEC inside = _mm512_min_ps(_mm512_max_ps(value, _mm512_setzero_ps()), _mm512_set1_ps(255.0f));
-    __m512i words = _mm512_cvtps_epi32(inside);
+    /* A NaN, and what is far below 0, becomes the least integer. */
+    __m512i words = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(255.0f), value));
+    words = _mm512_max_epi32(words, _mm512_setzero_si512());
     if (n == LANES)
         _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8(words));
     else

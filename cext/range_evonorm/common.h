@@ -30,8 +30,9 @@ typedef struct {
     float offset;
     /* Of the bytes of y. */
     float inverse_scale;
-    /* Least and greatest of what is written and of 0. */
+    /* Least and greatest of what is written and of 0; whether nobody asks for those of y, which are known. */
     float bounds[2];
+    int is_bounded;
 } norm_job;
 
 /* Sums over a sample's pixels, of each channel; with n the activated x and d the gradient of y. */

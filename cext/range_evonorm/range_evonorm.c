@@ -74,7 +74,8 @@ typedef struct {
     float *gain, *shift, *slope, *number, *top, *bottom, *scale;
 } scratch;
 
-static void *take_scratch(scratch *of, const fe_range_evonorm *norm) {
+static void *take_scratch(scratch *of, const norm_work *work) {
+    const fe_range_evonorm *norm = work->norm;
     int64_t channels = norm->channels, rows = fe_norm_chunks(norm->pixels) * channels + channels / norm->groups;
     float *memory = calloc((size_t)(2 * rows + 6 * channels + norm->groups), sizeof *memory);
     if (!memory)
@@ -88,8 +89,11 @@ static void *take_scratch(scratch *of, const fe_range_evonorm *norm) {
     of->top = of->number + channels;
     of->bottom = of->top + channels;
     of->scale = of->bottom + channels;
-    for (int64_t c = 0; c < channels; c++)
+    for (int64_t c = 0; c < channels; c++) {
         of->number[c] = (float)c;
+        of->shift[c] = norm->bias ? norm->bias[c] : 0.0f;
+        of->slope[c] = norm->v ? norm->v[c] * work->x->scale / 6.0f : 0.0f;
+    }
     return memory;
 }
 
@@ -158,17 +162,14 @@ static float scale_of(const norm_work *work, int64_t sample, int64_t group) {
     return (float)(1.0 / (range * (double)work->norm->factor + (double)work->norm->eps));
 }
 
-/* Sets the channels' numbers: gain is weight * s * factor. */
-static void set_channels(const norm_work *work, int64_t sample, float factor, const scratch *of) {
+/* Sets what the groups' ranges decide: gain is weight * s * factor. */
+static void set_gains(const norm_work *work, int64_t sample, float factor, const scratch *of) {
     const fe_range_evonorm *norm = work->norm;
     int64_t per_group = norm->channels / norm->groups;
     for (int64_t group = 0; group < norm->groups; group++) {
         float s = of->scale[group] = scale_of(work, sample, group);
-        for (int64_t c = group * per_group; c < (group + 1) * per_group; c++) {
+        for (int64_t c = group * per_group; c < (group + 1) * per_group; c++)
             of->gain[c] = (norm->weight ? norm->weight[c] : 1.0f) * s * factor;
-            of->shift[c] = norm->bias ? norm->bias[c] : 0.0f;
-            of->slope[c] = norm->v ? norm->v[c] * work->x->scale / 6.0f : 0.0f;
-        }
     }
 }
 
@@ -182,11 +183,11 @@ static void find_extremes(const norm_work *work, const norm_job *job, int64_t sa
                                     begin == pixels.begin);
         }
     }
-    /* Those of all chunks. What is not asked for goes where the channels' numbers will be. */
+    /* Those of all chunks. What is not asked for goes where gains will be. */
     const norm_job mosts = {.channels = channels, .x = {.floats = of->most}};
     const norm_job leasts = {.channels = channels, .x = {.floats = of->least}};
     work->version->extremes(&mosts, (span){0, chunks}, of->top, of->gain, 1);
-    work->version->extremes(&leasts, (span){0, chunks}, of->shift, of->bottom, 1);
+    work->version->extremes(&leasts, (span){0, chunks}, of->gain, of->bottom, 1);
     int64_t count = chunks * job->groups, width = channels / job->groups;
     int64_t apart = work->version->reduce(of->most, count, width, MAXIMUM);
     work->version->reduce(of->least, count, width, MINIMUM);
@@ -209,20 +210,20 @@ static float value_of(const norm_job *job, int64_t c, float x) {
 static void bound_sample(const norm_work *work, int64_t sample, const scratch *of) {
     norm_job job = job_of(work, sample, of);
     find_extremes(work, &job, sample, of);
-    set_channels(work, sample, work->x->scale, of);
-    float zero = work->x->bytes ? work->x->zero : 0.0f, *bounds = work->bounds + 2 * sample, doubt = 0.0f;
-    bounds[0] = bounds[1] = 0.0f;
+    set_gains(work, sample, work->x->scale, of);
+    float zero = work->x->bytes ? work->x->zero : 0.0f, low = 0.0f, high = 0.0f, doubt = 0.0f;
     for (int64_t c = 0; c < job.channels; c++) {
         float x[3] = {of->bottom[c] - zero, of->top[c] - zero, -job.offset / (2.0f * job.slope[c])};
         for (int i = 0; i < (x[2] > x[0] && x[2] < x[1] ? 3 : 2); i++) {
             float y = value_of(&job, c, x[i]);
-            bounds[0] = y < bounds[0] ? y : bounds[0];
-            bounds[1] = y > bounds[1] ? y : bounds[1];
+            low = y < low ? y : low;
+            high = y > high ? y : high;
             doubt += 0.0f * y;
         }
     }
-    /* Nothing where all is finite, else a NaN. */
-    bounds[0] += doubt;
+    /* Nothing is added where all is finite, else a NaN. */
+    work->bounds[2 * sample] = low + doubt;
+    work->bounds[2 * sample + 1] = high;
 }
 
 static void normalise_sample(const norm_work *work, int64_t sample, const scratch *of) {
@@ -230,19 +231,29 @@ static void normalise_sample(const norm_work *work, int64_t sample, const scratc
     norm_job job = job_of(work, sample, of);
     if (!work->is_known)
         find_extremes(work, &job, sample, of);
-    set_channels(work, sample, work->x->scale, of);
+    set_gains(work, sample, work->x->scale, of);
     job.y = of_sample(work->y, sample * norm->pixels * norm->channels);
     job.inverse_scale = 1.0f / work->y->scale;
+    job.is_bounded = work->is_known;
     work->version->normalise(&job);
     memcpy(work->bounds + 2 * sample, job.bounds, sizeof job.bounds);
 }
 
-static void add(norm_job *job, float *dx, float position, float share) {
+static void add(float *dx, float position, float share, float *low, float *high) {
     if (!(position < MOST_ELEMENTS))
         return;
     float value = dx[(int64_t)position] += share;
-    job->bounds[0] = value < job->bounds[0] ? value : job->bounds[0];
-    job->bounds[1] = value > job->bounds[1] ? value : job->bounds[1];
+    *low = value < *low ? value : *low;
+    *high = value > *high ? value : *high;
+}
+
+static void fill(float *to, float value, int64_t count) {
+    const float eight[] = {value, value, value, value, value, value, value, value};
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        memcpy(to + i, eight, sizeof eight);
+    for (; i < count; i++)
+        to[i] = value;
 }
 
 /* Puts where the extremes of each (chunk, group) are into `most` and `least`; returns how far they are apart. */
@@ -251,12 +262,8 @@ static int64_t locate_extremes(const norm_work *work, const norm_job *job, int64
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         float *most = of->most + chunk * channels, *least = of->least + chunk * channels;
         for (int64_t group = 0; group < job->groups; group++) {
-            float greatest = extreme(work, sample, chunk, group, MAXIMUM);
-            float smallest = extreme(work, sample, chunk, group, MINIMUM);
-            for (int64_t c = group * width; c < (group + 1) * width; c++) {
-                most[c] = greatest;
-                least[c] = smallest;
-            }
+            fill(most + group * width, extreme(work, sample, chunk, group, MAXIMUM), width);
+            fill(least + group * width, extreme(work, sample, chunk, group, MINIMUM), width);
         }
         work->version->locate(job, chunk_of(job->pixels, chunk), most, least);
     }
@@ -271,6 +278,7 @@ static void add_range_gradient(const norm_work *work, norm_job *job, int64_t sam
     const fe_range_evonorm *norm = work->norm;
     int64_t chunks = fe_norm_chunks(norm->pixels), groups = norm->groups, per_group = norm->channels / groups;
     int64_t apart = locate_extremes(work, job, sample, of);
+    float low = job->bounds[0], high = job->bounds[1];
     for (int64_t group = 0; group < groups; group++) {
         double through = 0.0, s = (double)of->scale[group];
         for (int64_t c = group * per_group; c < (group + 1) * per_group; c++)
@@ -282,10 +290,12 @@ static void add_range_gradient(const norm_work *work, norm_job *job, int64_t sam
             /* In a chunk of equals both come to one element, where they cancel: but for their rounding, which may be large. */
             if (of->most[at] == of->least[at])
                 continue;
-            add(job, dx, of->most[at], share);
-            add(job, dx, of->least[at], -share);
+            add(dx, of->most[at], share, &low, &high);
+            add(dx, of->least[at], -share, &low, &high);
         }
     }
+    job->bounds[0] = low;
+    job->bounds[1] = high;
 }
 
 static void differentiate_sample(const norm_work *work, int64_t sample, const scratch *of) {
@@ -294,7 +304,7 @@ static void differentiate_sample(const norm_work *work, int64_t sample, const sc
     int64_t at = sample * norm->pixels * channels;
     float x_scale = work->x->scale, grad_scale = work->grad->scale;
     norm_job job = job_of(work, sample, of);
-    set_channels(work, sample, grad_scale, of);
+    set_gains(work, sample, grad_scale, of);
     job.grad = of_sample(work->grad, at);
     job.dx = work->dx + at;
     float *own = work->sums + sample * SUMS * channels;
@@ -304,12 +314,14 @@ static void differentiate_sample(const norm_work *work, int64_t sample, const sc
     add_range_gradient(work, &job, sample, sums.grad_n, x_scale * grad_scale, of);
     memcpy(work->bounds + 2 * sample, job.bounds, sizeof job.bounds);
     float doubt = 0.0f;
-    for (int64_t c = 0; c < channels; c++) {
-        float s = of->scale[c / per_group];
-        doubt += 0.0f * sums.grad[c] + 0.0f * of->gain[c];
-        sums.grad_n[c] *= s * x_scale * grad_scale;
-        sums.grad[c] *= grad_scale;
-        sums.grad_x_x[c] *= (norm->weight ? norm->weight[c] : 1.0f) * s / 6.0f * x_scale * x_scale * grad_scale;
+    for (int64_t group = 0; group < norm->groups; group++) {
+        float s = of->scale[group], s_of_n = s * x_scale * grad_scale;
+        for (int64_t c = group * per_group; c < (group + 1) * per_group; c++) {
+            doubt += 0.0f * sums.grad[c] + 0.0f * of->gain[c];
+            sums.grad_n[c] *= s_of_n;
+            sums.grad[c] *= grad_scale;
+            sums.grad_x_x[c] *= (norm->weight ? norm->weight[c] : 1.0f) * s / 6.0f * x_scale * x_scale * grad_scale;
+        }
     }
     /* Comparisons do not see a NaN in the gradient or a parameter; sums do. */
     work->bounds[2 * sample] += doubt;
@@ -318,7 +330,7 @@ static void differentiate_sample(const norm_work *work, int64_t sample, const sc
 static void run_samples(int64_t first, int64_t last, norm_work *work,
                         void (*run)(const norm_work *work, int64_t sample, const scratch *of)) {
     scratch of;
-    void *memory = take_scratch(&of, work->norm);
+    void *memory = take_scratch(&of, work);
     if (!memory) {
         atomic_store(&work->out_of_memory, 1);
         return;

@@ -87,9 +87,9 @@ TARGET FE_INLINE void NAME(widen)(float *bounds, VEC lowest, VEC highest) {
     }
 }
 
-/* Pixels [begin, end) of `n` channels from c on. */
+/* Pixels [begin, end) of `n` channels from c on; the least and the greatest y are found where these are asked for. */
 TARGET FE_INLINE void NAME(normalise_lanes)(const norm_job *job, int64_t begin, int64_t end, int64_t c, int64_t n, VEC *lowest,
-                                            VEC *highest, int x_bytes, int y_bytes) {
+                                            VEC *highest, int x_bytes, int y_bytes, int bounded) {
     const int64_t channels = job->channels;
     const fe_norm_map map = job->x, out = job->y;
     const VEC zero = NAME(set)(0.0f), one = NAME(set)(1.0f), offset = NAME(set)(job->offset);
@@ -102,8 +102,10 @@ TARGET FE_INLINE void NAME(normalise_lanes)(const norm_job *job, int64_t begin, 
         VEC u = NAME(multiply_add)(x, slope, offset);
         VEC gate = NAME(minimum)(NAME(maximum)(u, zero), one);
         VEC y = NAME(multiply_add)(NAME(multiply)(x, gate), gain, shift);
-        low = NAME(minimum)(y, low);
-        high = NAME(maximum)(y, high);
+        if (bounded) {
+            low = NAME(minimum)(y, low);
+            high = NAME(maximum)(y, high);
+        }
         if (y_bytes)
             NAME(store_bytes)(out.bytes + i * channels + c, NAME(multiply_add)(y, inverse, y_zero), n);
         else
@@ -112,28 +114,30 @@ TARGET FE_INLINE void NAME(normalise_lanes)(const norm_job *job, int64_t begin, 
     *lowest = low, *highest = high;
 }
 
-TARGET FE_INLINE void NAME(normalise_of)(norm_job *job, int x_bytes, int y_bytes) {
+TARGET FE_INLINE void NAME(normalise_of)(norm_job *job, int x_bytes, int y_bytes, int bounded) {
     const int64_t channels = job->channels, block = BLOCK / channels + 1;
     VEC lowest = NAME(set)(0.0f), highest = lowest;
     for (int64_t begin = 0; begin < job->pixels; begin += block) {
         int64_t end = least_of(begin + block, job->pixels), c = 0;
         for (; c + LANES <= channels; c += LANES)
-            NAME(normalise_lanes)(job, begin, end, c, LANES, &lowest, &highest, x_bytes, y_bytes);
+            NAME(normalise_lanes)(job, begin, end, c, LANES, &lowest, &highest, x_bytes, y_bytes, bounded);
         if (c < channels)
-            NAME(normalise_lanes)(job, begin, end, c, channels - c, &lowest, &highest, x_bytes, y_bytes);
+            NAME(normalise_lanes)(job, begin, end, c, channels - c, &lowest, &highest, x_bytes, y_bytes, bounded);
     }
     NAME(widen)(job->bounds, lowest, highest);
 }
 
 TARGET static void NAME(normalise)(norm_job *job) {
-    if (job->x.bytes && job->y.bytes)
-        NAME(normalise_of)(job, 1, 1);
+    if (job->x.bytes && job->y.bytes && job->is_bounded)
+        NAME(normalise_of)(job, 1, 1, 0);
+    else if (job->x.bytes && job->y.bytes)
+        NAME(normalise_of)(job, 1, 1, 1);
     else if (job->x.bytes)
-        NAME(normalise_of)(job, 1, 0);
+        NAME(normalise_of)(job, 1, 0, 1);
     else if (job->y.bytes)
-        NAME(normalise_of)(job, 0, 1);
+        NAME(normalise_of)(job, 0, 1, 1);
     else
-        NAME(normalise_of)(job, 0, 0);
+        NAME(normalise_of)(job, 0, 0, 1);
 }
 
 TARGET FE_INLINE void NAME(differentiate_lanes)(const norm_job *job, const norm_sums *sums, int64_t begin, int64_t end,
@@ -191,13 +195,15 @@ TARGET static void NAME(differentiate)(norm_job *job, const norm_sums *sums) {
 
 TARGET FE_INLINE void NAME(locate_of)(const norm_job *job, span pixels, float *most, float *least, int bytes) {
     const int64_t channels = job->channels;
-    const VEC row = NAME(set)((float)channels), nowhere = NAME(set)(__builtin_inff());
+    const VEC row = NAME(set)((float)channels), one = NAME(set)(1.0f), nowhere = NAME(set)(__builtin_inff());
     for (int64_t c = 0; c < channels; c += LANES) {
         int64_t n = least_of(channels - c, LANES);
         VEC top = NAME(load)(most + c, n), bottom = NAME(load)(least + c, n), top_at = nowhere, bottom_at = nowhere;
+        VEC pixel = NAME(set)((float)(pixels.end - pixels.begin));
         /* Backwards, so that the first stays. */
         for (int64_t i = pixels.end - 1; i >= pixels.begin; i--) {
-            VEC x = NAME(raw)(&job->x, i * channels + c, n, bytes), pixel = NAME(set)((float)(i - pixels.begin));
+            VEC x = NAME(raw)(&job->x, i * channels + c, n, bytes);
+            pixel = NAME(subtract)(pixel, one);
             top_at = NAME(where_equal)(x, top, pixel, top_at);
             bottom_at = NAME(where_equal)(x, bottom, pixel, bottom_at);
         }

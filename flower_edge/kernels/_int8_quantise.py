@@ -204,7 +204,7 @@ def bytes_like(x: "torch.Tensor") -> "torch.Tensor":
 
     if x.numel() < SMALLEST:
         return torch.empty_like(x, dtype=torch.uint8)
-    return workspace().empty_bytes(tuple(x.shape), x.stride())
+    return workspace().empty_bytes(x.shape, x.stride())
 
 
 def _rounded(

@@ -6,8 +6,8 @@ back when the last tensor over it has died, and serves the next result of about 
 """
 
 import os
-from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from functools import lru_cache
 from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,12 @@ _FLOAT = 4
 _WASTE = 1.25
 
 _Block = npt.NDArray[np.float32]
+
+
+@lru_cache(maxsize=4096)
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> tuple[int, tuple[int, ...]]:
+    """Count the elements of a tensor, and give its strides in bytes."""
+    return prod(shape), tuple(size * stride for stride in strides)
 
 
 def _default_limit() -> int:
@@ -49,7 +55,8 @@ class Workspace:
         # that
         # needs no lock.
         self._returned: deque[_Block] = deque()
-        self._free: list[_Block] = []
+        # By length; of equals the last one that came back is taken first: it may still be in a cache.
+        self._free: dict[int, list[_Block]] = {}
         self._free_bytes = 0
 
     def empty(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> "torch.Tensor":
@@ -70,11 +77,10 @@ class Workspace:
         """
         import torch
 
-        length = prod(shape)
+        length, byte_strides = _layout(shape, strides, _FLOAT)
         if length * _FLOAT < SMALLEST:
             return torch.empty_strided(shape, strides, dtype=torch.float32)
-        block = self._take(length)
-        return self._lease(shape, np.float32, block, tuple(_FLOAT * stride for stride in strides))
+        return self._lease(shape, np.float32, self._take(length), byte_strides)
 
     def empty_bytes(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> "torch.Tensor":
         """Do what :meth:`empty` does, for bytes.
@@ -91,7 +97,7 @@ class Workspace:
         """
         import torch
 
-        length = prod(shape)
+        length, _ = _layout(shape, strides, 1)
         if length < SMALLEST:
             return torch.empty_strided(shape, strides, dtype=torch.uint8)
         return self._lease(shape, np.uint8, self._take(-(-length // _FLOAT)), strides)
@@ -122,24 +128,34 @@ class Workspace:
     def _take(self, length: int) -> _Block:
         with self._lock:
             self._collect()
-            at = bisect_left(self._free, length, key=len)
-            if at < len(self._free) and len(self._free[at]) <= length * _WASTE:
-                # Of equals the last that came back: it may still be in a cache.
-                block = self._free.pop(bisect_right(self._free, len(self._free[at]), key=len) - 1)
-                self._free_bytes -= block.nbytes
+            fitting = self._free.get(length) or self._somewhat_larger(length)
+            if fitting:
+                block = fitting.pop()
+                self._free_bytes -= _FLOAT * len(block)
                 return block
         unaligned = np.empty(length + _LINE // _FLOAT, np.float32)
         begin = -unaligned.ctypes.data % _LINE // _FLOAT
         return unaligned[begin : begin + length]
 
+    def _somewhat_larger(self, length: int) -> list[_Block] | None:
+        # Lengths that nobody asks for any more are forgotten here.
+        self._free = {kept: blocks for kept, blocks in self._free.items() if blocks}
+        fitting = [kept for kept in self._free if length <= kept <= length * _WASTE]
+        return self._free[min(fitting)] if fitting else None
+
     def _collect(self) -> None:
         while self._returned:
             block = self._returned.popleft()
-            insort(self._free, block, key=len)
-            self._free_bytes += block.nbytes
+            equals = self._free.get(len(block))
+            if equals is None:
+                equals = self._free[len(block)] = []
+            equals.append(block)
+            self._free_bytes += _FLOAT * len(block)
         # The largest first: a block of another model, or of a larger batch, is more likely among them.
         while self._free_bytes > self.limit:
-            self._free_bytes -= self._free.pop().nbytes
+            largest = max(length for length, blocks in self._free.items() if blocks)
+            self._free[largest].pop()
+            self._free_bytes -= _FLOAT * largest
 
 
 class _Lease(np.ndarray[Any, Any]):
