@@ -57,8 +57,9 @@ typedef struct {
     float *cells;
     int64_t step, row;
     taps of;
-    /* (output, tap of these, lane) */
+    /* (output, tap of these, lane); from one output to the next are `pitch` floats. */
     const float *panel;
+    int64_t pitch;
     int one;
 } sweep_job;
 

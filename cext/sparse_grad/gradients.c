@@ -15,8 +15,10 @@ typedef struct {
     const float *x;
     float *grad;
     tiling over;
-    /* Parts that the outputs are divided into. */
-    int64_t parts;
+    /* Parts that the outputs are divided into; and the strips, which are all tiles of some images. */
+    int64_t parts, spans;
+    /* Floats from one tap's sums to the next, where `grad` is no gradient, but sums. */
+    int64_t row;
     atomic_int out_of_memory;
 } work;
 
@@ -38,8 +40,8 @@ static void multiply(const work *of, int64_t tile, const block *channels, float 
         .column = conv->dilation[1] * over->cell,
         .kernel = {conv->kernel[0], conv->kernel[1]},
         .channels = channels->groups > 1 ? inputs : channels->channels,
-        .inputs = inputs,
-        .channel = channels->in_group,
+        .inputs = of->row ? of->row : inputs,
+        .channel = of->row ? 0 : channels->in_group,
         .grad = of->grad,
         .is_first = is_first,
     };
@@ -150,7 +152,8 @@ static void sweep(const work *of, int64_t tile, const float *panel, float *cells
         .panel = panel,
         .one = conv->kernel[0] * conv->kernel[1] == 1,
     };
-    for (; next_taps(&job.of, conv); job.panel += job.of.rows * job.of.columns * conv->outputs * over->cell) {
+    for (; next_taps(&job.of, conv); job.panel += conv->outputs * job.pitch) {
+        job.pitch = job.of.rows * job.of.columns * over->cell;
         float *first = cells + job.of.row * job.row + job.of.column * conv->dilation[1] * over->cell;
         const int64_t bytes = FE_STRETCH * job.of.rows * job.of.columns * over->cell * (int64_t)sizeof(float);
         const int64_t stretches = larger(1, of->version->bytes_of_panel / bytes);
@@ -194,7 +197,8 @@ static void add_up(const work *of, int64_t strip, const block *channels, const f
 
 static void input_items(int64_t first, int64_t last, void *context) {
     work *of = context;
-    const int64_t strips = of->over.tiles / of->over.tiles_of_image, room = of->over.cells * of->over.cell;
+    const int64_t blocks = of->over.blocks, strips = of->over.tiles / of->over.tiles_of_image, span = ceiling_of(strips, of->spans);
+    const int64_t room = of->over.cells * of->over.cell;
     const int64_t floats = of->from ? of->conv->outputs * of->conv->kernel[0] * of->conv->kernel[1] * of->over.cell : 0;
     void *memory;
     float *cells = take_floats(room + floats, &memory);
@@ -203,29 +207,74 @@ static void input_items(int64_t first, int64_t last, void *context) {
         return;
     }
     float *panel = of->from ? cells + room : NULL;
-    /* Block by block, since a block's weights stay in the cache from strip to strip. */
+    /* Block by block in each span, since a block's weights stay in the cache from strip to strip. */
     for (int64_t i = first, filled = -1; i < last; i++) {
-        const block channels = fe_block_of(&of->over, of->conv, i / strips);
-        if (panel && filled != i / strips) {
-            filled = i / strips;
+        const int64_t begin = i / (span * blocks) * span, length = smaller(span, strips - begin), at = i - begin * blocks;
+        const block channels = fe_block_of(&of->over, of->conv, at / length);
+        if (panel && filled != at / length) {
+            filled = at / length;
             take_panel(of, &channels, panel);
         }
-        add_up(of, i % strips, &channels, panel, cells);
+        add_up(of, begin + at % length, &channels, panel, cells);
     }
     free(memory);
+}
+
+/* Whether no panel and no cells are needed: a kernel of one tap, and nothing but whole cells. */
+static int is_direct(const work *of) {
+    const fe_conv *conv = of->conv;
+    return conv->groups == 1 && conv->kernel[0] * conv->kernel[1] == 1 && !conv->padding[0] && !conv->padding[1] &&
+           conv->inputs % of->over.cell == 0 && of->weight->floats;
+}
+
+/* Rows of the input whose sums lie in the map itself. */
+static void direct_rows(int64_t first, int64_t last, void *context) {
+    const work *of = context;
+    const tiling *over = &of->over;
+    const fe_conv *conv = of->conv;
+    const int64_t floats = conv->width * conv->inputs;
+    sweep_job job = {
+        .places = of->from->places,
+        .values = of->from->values,
+        .pixels = over->out[1],
+        .bounds_of_pixel = fe_chunks_of(of->from->pixels, of->from->channels).bounds,
+        .step = over->skip[1] * conv->inputs,
+        .pitch = conv->inputs,
+        .one = 1,
+    };
+    job.last = job.bounds_of_pixel - 1;
+    for (int64_t i = first; i < last; i++) {
+        const int64_t image = i / conv->height, row = i % conv->height;
+        memset(of->grad + i * floats, 0, (size_t)floats * sizeof *of->grad);
+        if (row % over->skip[0])
+            continue;
+        job.bounds = of->from->bounds + (image * over->out[0] + row / over->skip[0]) * over->out[1] * job.bounds_of_pixel;
+        for (int64_t c = 0; c < conv->inputs; c += over->cell) {
+            job.cells = of->grad + i * floats + c;
+            job.panel = of->weight->floats + c;
+            of->version->sweep(&job);
+        }
+    }
 }
 
 int fe_sparse_needs_lists(const fe_conv *conv) { return conv->groups > 1; }
 
 int fe_sparse_grad_input(fe_isa ceiling, float *grad, const fe_nonzeros *from, const fe_lists *lists,
-                         const fe_sparse_weight *weight, const fe_conv *conv) {
-    work of = {.version = fe_sparse_version(ceiling), .conv = conv, .weight = weight, .grad = grad, .parts = 1};
+                         const fe_sparse_weight *weight, const fe_conv *conv, int64_t pieces) {
+    work of = {.version = fe_sparse_version(ceiling), .conv = conv, .weight = weight, .grad = grad, .parts = 1, .spans = 1};
     if (fe_sparse_needs_lists(conv))
         of.lists = lists;
     else
         of.from = from;
     fe_tiling_of(&of.over, of.version, conv);
-    int error = fe_parallel_for(of.over.tiles / of.over.tiles_of_image * of.over.blocks, 1, input_items, &of);
+    if (is_direct(&of))
+        return fe_parallel_for(conv->images * conv->height, 1, direct_rows, &of);
+    const int64_t strips = of.over.tiles / of.over.tiles_of_image;
+    /* Threads that write to neighbouring channels take lines of the map from each other; where weights are few, each has its own
+     * pixels, and packs all of them. */
+    if (conv->outputs * conv->kernel[0] * conv->kernel[1] <= conv->images * conv->height * conv->width)
+        of.spans = smaller(strips, pieces);
+    int error = fe_parallel_for(strips * of.over.blocks, 1, input_items, &of);
     return atomic_load(&of.out_of_memory) ? -1 : error;
 }
 
@@ -248,21 +297,45 @@ static void fill(const work *of, int64_t tile, const block *channels, float *cel
         }
 }
 
+/* Sums of a block of channels go to where they belong. */
+static void spread(const work *of, int64_t part, const block *channels, float *sums) {
+    const fe_conv *conv = of->conv;
+    const int64_t inputs = conv->inputs / conv->groups, outputs = conv->outputs / conv->groups;
+    const int64_t taps = conv->kernel[0] * conv->kernel[1], cell = of->over.cell;
+    const int64_t count = channels->groups > 1 ? inputs : channels->channels;
+    for (int64_t g = channels->group; g < channels->group + channels->groups; g++) {
+        const int64_t first = g * outputs + part * outputs / of->parts, last = g * outputs + (part + 1) * outputs / of->parts;
+        float *to = of->grad + first * taps * inputs + channels->in_group;
+        of->version->copy(to, inputs, sums + first * taps * cell, cell, (last - first) * taps, count);
+    }
+}
+
 static void weight_items(int64_t first, int64_t last, void *context) {
     work *of = context;
+    const fe_conv *conv = of->conv;
+    const int64_t room = of->over.cells * of->over.cell;
+    /* Of several tiles: in the gradient itself, sums would lie in few of a cache's sets, and among another thread's. */
+    const int64_t floats = of->over.tiles > 1 ? conv->outputs * conv->kernel[0] * conv->kernel[1] * of->over.cell : 0;
     void *memory;
-    float *cells = take_floats(of->over.cells * of->over.cell, &memory);
+    float *cells = take_floats(room + floats, &memory);
     if (!cells) {
         atomic_store(&of->out_of_memory, 1);
         return;
     }
+    work sums = *of;
+    if (floats) {
+        sums.grad = cells + room;
+        sums.row = of->over.cell;
+    }
     for (int64_t i = first; i < last; i++) {
-        const block channels = fe_block_of(&of->over, of->conv, i / of->parts);
-        memset(cells, 0, (size_t)(of->over.cells * of->over.cell) * sizeof *cells);
+        const block channels = fe_block_of(&of->over, conv, i / of->parts);
+        memset(cells, 0, (size_t)room * sizeof *cells);
         for (int64_t tile = 0; tile < of->over.tiles; tile++) {
             fill(of, tile, &channels, cells);
-            multiply(of, tile, &channels, cells, i % of->parts, tile == 0);
+            multiply(&sums, tile, &channels, cells, i % of->parts, tile == 0);
         }
+        if (floats)
+            spread(of, i % of->parts, &channels, sums.grad);
     }
     free(memory);
 }

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flower_edge.kernels._pruned import PrunedGradient
-from flower_edge.kernels._sparse_grad import pack_signs, sparse_grad_input, sparse_grad_weight
+from flower_edge.kernels._sparse_backward import sparse_backward
+from flower_edge.kernels._sparse_grad import pack_signs
 from flower_edge.training import _choice, _ops
 from flower_edge.training._int8_ops import Geometry
 from flower_edge.training.pruning import PrunedFeedback, Pruner
@@ -19,6 +20,16 @@ _ops.library.define(  # type: ignore[no-untyped-call]
 )
 
 Needs = tuple[bool, bool]
+Gradients = tuple[Tensor | None, Tensor | None]
+
+
+class Found(NamedTuple):
+    """Both gradients, where they are wanted, and what pruning has left, where something is pruned."""
+
+    gradients: Gradients
+    nonzeros: int | None = None
+
+
 # A schedule that has moved by so much since a layer was measured has it measured again.
 _SPARSITY_STEP = 0.05
 
@@ -79,11 +90,13 @@ def _backward(
     needs = (needs_x, needs_weight)
     if measured:
         pruner.measurement = _measured(grad, weight, x, geometry, needs, signs, pruner)
-    gradients, kept = _by_the_faster_way(grad, weight, x, geometry, needs, signs, measured, pruner)
-    _count(pruner, grad, weight, needs, kept)
+    (grad_x, grad_weight), nonzeros = _by_the_faster_way(
+        grad, weight, x, geometry, needs, signs, measured, pruner
+    )
+    _count(pruner, grad, weight, needs, nonzeros)
     return (
-        _laid_out(gradients[0], channels_last, grad) if needs_x else grad.new_empty(0),
-        _laid_out(gradients[1], _is_channels_last(weight), grad) if needs_weight else grad.new_empty(0),
+        grad.new_empty(0) if grad_x is None else _laid_out(grad_x, channels_last, grad),
+        grad.new_empty(0) if grad_weight is None else _laid_out(grad_weight, _is_channels_last(weight), grad),
     )
 
 
@@ -96,61 +109,47 @@ def _by_the_faster_way(
     signs: bool,
     measured: bool,
     pruner: Pruner,
-) -> tuple[tuple[Tensor, Tensor], PrunedGradient | None]:
+) -> Found:
     known = pruner.measurement
-    pruner.path = "exact"
     if measured and known is not None and known.exact_seconds <= known.method_seconds:
-        return _exact(grad, weight, x, geometry, needs), None
-    if pruner.sparsity_now() == 0:
-        if not signs:
-            return _exact(grad, weight, x, geometry, needs), None
+        pruner.path = "exact"
+        return Found(_exact(grad, weight, x, geometry, needs))
+    return _by_the_method(grad, weight, x, geometry, needs, signs, pruner)
+
+
+def _by_the_method(
+    grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs, signs: bool, pruner: Pruner
+) -> Found:
+    sparsity, threshold = pruner.sparsity_now(), None
+    if sparsity > 0:
+        threshold = pruner.threshold(_precise(grad))
+    elif signs:
         pruner.path = "dense"
-        return _dense(grad, weight, x, geometry, needs), None
-    threshold = pruner.threshold(_precise(grad))
-    if not math.isfinite(threshold):
+        return Found(_dense(grad, weight, x, geometry, needs))
+    if sparsity == 0 or (threshold is not None and not math.isfinite(threshold)):
         # What is infinite or no number must stay so: a GradScaler looks for it.
-        return _exact(grad, weight, x, geometry, needs), None
+        pruner.path = "exact"
+        return Found(_exact(grad, weight, x, geometry, needs))
     pruner.path = "sparse"
-    return _sparse(grad, weight, x, geometry, needs, signs, pruner, threshold)
+    tensors = (_precise(grad), _precise(weight), _precise(x) if needs[1] else x)
+    numbers: tuple[Any, ...] = (sparsity, pruner.seed_now(), *geometry)
+    *gradients, nonzeros = sparse_backward(*tensors, *numbers, signs=signs, threshold=threshold, needs=needs)
+    return Found((gradients[0], gradients[1]), nonzeros)
 
 
-def _exact(
-    grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs
-) -> tuple[Tensor, Tensor]:
+def _exact(grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs) -> Gradients:
     rest = (*geometry[:3], False, [0, 0], geometry.groups, [*needs, False])
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)
-    return found[0], found[1]
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)
+    return grad_x, grad_weight
 
 
-def _dense(
-    grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs
-) -> tuple[Tensor, Tensor]:
+def _dense(grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs) -> Gradients:
     """Form both gradients with nothing pruned: through the signs, and exactly."""
     signs = pack_signs(_precise(weight)).unpacked().to(grad.dtype) if needs[0] else weight
     return (
         _exact(grad, signs, x, geometry, (needs[0], False))[0],
         _exact(grad, weight, x, geometry, (False, needs[1]))[1],
     )
-
-
-def _sparse(
-    grad: Tensor,
-    weight: Tensor,
-    x: Tensor,
-    geometry: Geometry,
-    needs: Needs,
-    signs: bool,
-    pruner: Pruner,
-    threshold: float,
-) -> tuple[tuple[Tensor, Tensor], PrunedGradient]:
-    pruned = pruner.prune(_precise(grad), threshold)
-    grad_x = grad_weight = grad
-    if needs[0]:
-        back = pack_signs(_precise(weight)) if signs else _precise(weight)
-        grad_x = sparse_grad_input(pruned, back, tuple(x.shape), *geometry)
-    if needs[1]:
-        grad_weight = sparse_grad_weight(pruned, _precise(x), tuple(weight.shape), *geometry)
-    return (grad_x, grad_weight), pruned
 
 
 def _measured(
@@ -167,22 +166,19 @@ def _measured(
         return _exact(grad, weight, x, geometry, needs)
 
     def ours() -> object:
-        threshold = pruner.threshold(_precise(grad))
-        if pruner.sparsity_now() == 0 or not math.isfinite(threshold):
-            return _dense(grad, weight, x, geometry, needs)
-        return _sparse(grad, weight, x, geometry, needs, signs, pruner, threshold)
+        return _by_the_method(grad, weight, x, geometry, needs, signs, pruner)
 
     return _choice.looked_up(key, grad, lambda: _choice.timed(exact, ours, grad.device))
 
 
-def _count(pruner: Pruner, grad: Tensor, weight: Tensor, needs: Needs, pruned: PrunedGradient | None) -> None:
+def _count(pruner: Pruner, grad: Tensor, weight: Tensor, needs: Needs, nonzeros: int | None) -> None:
     tally = pruner.tally
     tally.passes += 1
     # Of every backward pass, so no tensor is made for it.
     each = weight.numel() // weight.shape[0] * sum(needs)
     tally.macs += grad.numel() * each
-    if pruned is not None:
-        zeros = grad.numel() - pruned.nonzeros
+    if nonzeros is not None:
+        zeros = grad.numel() - nonzeros
         tally.elements += grad.numel()
         tally.zeros += zeros
         tally.skipped_macs += zeros * each
