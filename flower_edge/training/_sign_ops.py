@@ -21,6 +21,7 @@ _ops.library.define(  # type: ignore[no-untyped-call]
 
 Needs = tuple[bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None]
+Place = tuple[object, ...]
 
 
 class Found(NamedTuple):
@@ -32,6 +33,31 @@ class Found(NamedTuple):
 
 # A schedule that has moved by so much since a layer was measured has it measured again.
 _SPARSITY_STEP = 0.05
+# Pruning adds noise: it has to save so much time, and then what the clock is off by makes no layer slower.
+_WORTH_WHILE = 0.9
+
+
+def place_of(x: Tensor, weight: Tensor, way: PrunedFeedback) -> Place | None:
+    """Name a pass by all that decides which way back is faster; None where it has to be asked every time.
+
+    Parameters
+    ----------
+    x, weight : Tensor
+        As of :func:`backward`.
+    way : PrunedFeedback
+        What is pruned, and which way back errors take.
+
+    Returns
+    -------
+    tuple or None
+        Its layer aside.
+    """
+    if not way.measured or not _ops.is_eager(x) or _choice.saved_tensors_are_hooked():
+        return None
+    return (
+        *(x.shape, x.stride(), x.dtype, x.device, x.requires_grad),
+        *(weight.stride(), weight.requires_grad, torch.get_num_threads(), way.pruner.sparsity_now()),
+    )
 
 
 def backward(
@@ -42,6 +68,7 @@ def backward(
     way: PrunedFeedback,
     channels_last: bool,
     needs: Needs,
+    place: Place | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Form the gradients of input and weight of a convolution, and count what was left out.
 
@@ -59,6 +86,8 @@ def backward(
         Memory format of the gradient of the input.
     needs : tuple of bool
         Which of the two are wanted; the others are empty tensors.
+    place : tuple, optional
+        What to remember the pass by, if ever it is known to be exact for good.
 
     Returns
     -------
@@ -68,7 +97,7 @@ def backward(
     settings = (channels_last, *needs, way.signs, way.measured)
     with _ops.without_autocast(grad.device.type):
         if _ops.is_eager(grad):
-            return _backward(grad, weight, x, geometry, *settings, way.pruner)
+            return _backward(grad, weight, x, geometry, *settings, way.pruner, place)
         found: tuple[Tensor, Tensor] = torch.ops.flower_edge.conv2d_pruned_backward.default(
             grad, weight, x, *geometry, *settings, way.pruner.number
         )
@@ -86,10 +115,11 @@ def _backward(
     signs: bool,
     measured: bool,
     pruner: Pruner,
+    place: Place | None = None,
 ) -> tuple[Tensor, Tensor]:
     needs = (needs_x, needs_weight)
     if measured:
-        pruner.measurement = _measured(grad, weight, x, geometry, needs, signs, pruner)
+        pruner.measurement = _measured(grad, weight, x, geometry, needs, signs, pruner, place)
     (grad_x, grad_weight), nonzeros = _by_the_faster_way(
         grad, weight, x, geometry, needs, signs, measured, pruner
     )
@@ -110,8 +140,7 @@ def _by_the_faster_way(
     measured: bool,
     pruner: Pruner,
 ) -> Found:
-    known = pruner.measurement
-    if measured and known is not None and known.exact_seconds <= known.method_seconds:
+    if measured and _is_exact(pruner.measurement):
         pruner.path = "exact"
         return Found(_exact(grad, weight, x, geometry, needs))
     return _by_the_method(grad, weight, x, geometry, needs, signs, pruner)
@@ -153,7 +182,14 @@ def _dense(grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: N
 
 
 def _measured(
-    grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs, signs: bool, pruner: Pruner
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    geometry: Geometry,
+    needs: Needs,
+    signs: bool,
+    pruner: Pruner,
+    place: Place | None,
 ) -> _choice.Measurement | None:
     # Of every backward pass, so it has to be made quickly.
     key = (
@@ -168,7 +204,21 @@ def _measured(
     def ours() -> object:
         return _by_the_method(grad, weight, x, geometry, needs, signs, pruner)
 
-    return _choice.looked_up(key, grad, lambda: _choice.timed(exact, ours, grad.device))
+    known = _choice.looked_up(key, grad, lambda: _choice.timed(exact, ours, grad.device))
+    has_risen = pruner.sparsity_now() == pruner.sparsity
+    if place is not None and has_risen and _is_exact(known) and _choice.is_known_for_good(key):
+        pruner.settled.add(place)
+    return known
+
+
+def _is_exact(known: _choice.Measurement | None) -> bool:
+    return known is not None and _WORTH_WHILE * known.exact_seconds <= known.method_seconds
+
+
+def count_exact(pruner: Pruner, grad: Tensor, weight: Tensor, needs: Needs) -> None:
+    """Count a backward pass that torch has made alone."""
+    pruner.path = "exact"
+    _count(pruner, grad, weight, needs, None)
 
 
 def _count(pruner: Pruner, grad: Tensor, weight: Tensor, needs: Needs, nonzeros: int | None) -> None:

@@ -112,6 +112,9 @@ class Pruner:
         What the latest backward pass knew of the times of both ways.
     path : str or None
         Which way the latest backward pass took: "sparse", "dense" or "exact".
+    settled : set of tuple
+        What :func:`flower_edge.training._sign_ops.place_of` calls the passes that are exact for good, in this
+        process.
     number : int
         Names it in this process.
     """
@@ -125,6 +128,7 @@ class Pruner:
         self.tally = Tally()
         self.measurement: Measurement | None = None
         self.path: str | None = None
+        self.settled: set[tuple[object, ...]] = set()
         self.number = self._enter()
 
     @staticmethod
@@ -149,10 +153,11 @@ class Pruner:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "number"}
+        return {name: value for name, value in vars(self).items() if name not in ("number", "settled")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self.settled = set()
         self.number = self._enter()
 
     def _enter(self) -> int:
