@@ -204,7 +204,7 @@ static PyObject *py_needs_lists(PyObject *module, PyObject *const *args, Py_ssiz
     return PyBool_FromLong(fe_sparse_needs_lists(&conv));
 }
 
-PyDoc_STRVAR(input_doc, "sparse_grad_input(isa, grad, starts, entries, *nonzeros, weight, bits, scales, pieces, *conv)\n\n"
+PyDoc_STRVAR(input_doc, "sparse_grad_input(isa, grad, starts, entries, *nonzeros, weight, bits, scales, *conv)\n\n"
                         "The gradient of the input; starts and entries are 0 where no lists are needed, and so is either weight, "
                         "or bits and scales are.");
 
@@ -215,20 +215,19 @@ static PyObject *py_grad_input(PyObject *module, PyObject *const *args, Py_ssize
     fe_lists lists = {0};
     fe_nonzeros from;
     fe_sparse_weight weight;
-    int64_t pieces;
     fe_conv conv;
-    if (!fe_has_arguments("sparse_grad_input", nargs, 8 + NONZEROS + FE_CONV_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
-        read_conv(args + 8 + NONZEROS, &conv) < 0 || fe_read_address(args[1], "grad", 0, &grad) < 0 ||
+    if (!fe_has_arguments("sparse_grad_input", nargs, 7 + NONZEROS + FE_CONV_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
+        read_conv(args + 7 + NONZEROS, &conv) < 0 || fe_read_address(args[1], "grad", 0, &grad) < 0 ||
         (fe_sparse_needs_lists(&conv) && read_lists(args + 2, &lists) < 0) || read_nonzeros(args + 4, &from) < 0)
         return NULL;
     args += 4 + NONZEROS;
     if (fe_read_address(args[0], "weight", 1, &weight.floats) < 0 ||
         fe_read_address(args[1], "bits", weight.floats != NULL, &weight.bits) < 0 ||
-        fe_read_address(args[2], "scales", weight.floats != NULL, &weight.scales) < 0 || read_sizes(args + 3, 1, &pieces) < 0)
+        fe_read_address(args[2], "scales", weight.floats != NULL, &weight.scales) < 0)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
-    error = fe_sparse_grad_input(isa, grad, &from, &lists, &weight, &conv, pieces);
+    error = fe_sparse_grad_input(isa, grad, &from, &lists, &weight, &conv);
     Py_END_ALLOW_THREADS
     return fe_as_none(error);
 }

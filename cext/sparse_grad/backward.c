@@ -68,7 +68,7 @@ int fe_sparse_backward(fe_isa ceiling, fe_sparse_pass *pass, void *memory, const
             error = fe_pack_signs(ceiling, of.bits, of.scales, pass->weight, conv->outputs, taps, conv->inputs / conv->groups);
         }
         if (!error)
-            error = fe_sparse_grad_input(ceiling, pass->grad_x, left, &of.lists, &weight, conv, pieces);
+            error = fe_sparse_grad_input(ceiling, pass->grad_x, left, &of.lists, &weight, conv);
     }
     if (!error && pass->grad_weight)
         error = fe_sparse_grad_weight(ceiling, pass->grad_weight, &of.lists, pass->x, conv, pieces);

@@ -15,12 +15,27 @@ typedef struct {
     const float *x;
     float *grad;
     tiling over;
-    /* Parts that the outputs are divided into; and the strips, which are all tiles of some images. */
-    int64_t parts, spans;
+    /* Parts that the outputs are divided into. */
+    int64_t parts;
+    /* Whether all blocks of a strip, which is all tiles of some images, come before the next one; else all strips of a block. */
+    int by_strips;
     /* Floats from one tap's sums to the next, where `grad` is no gradient, but sums. */
     int64_t row;
+    /* Of a pixel's channels that are swept over at a time. */
+    int64_t stretches;
     atomic_int out_of_memory;
 } work;
+
+/* Non-zeros that make up for the loads, the stores and the unforeseen end of a loop over those of a pixel; with more channels at a
+ * time, fewer of the weights that these look up stay in the nearest cache. */
+enum { ENOUGH = 9 };
+
+static int64_t stretches_of(const fe_nonzeros *from) {
+    int64_t left = 1;
+    for (int64_t i = 0, chunks = fe_chunks_of(from->pixels, from->channels).chunks; i < chunks; i++)
+        left += from->counts[i];
+    return larger(1, ENOUGH * from->pixels * from->channels / (FE_STRETCH * left));
+}
 
 /* Memory that begins on a cache line; `memory` is to be freed. */
 static float *take_floats(int64_t count, void **memory) {
@@ -155,10 +170,8 @@ static void sweep(const work *of, int64_t tile, const float *panel, float *cells
     for (; next_taps(&job.of, conv); job.panel += conv->outputs * job.pitch) {
         job.pitch = job.of.rows * job.of.columns * over->cell;
         float *first = cells + job.of.row * job.row + job.of.column * conv->dilation[1] * over->cell;
-        const int64_t bytes = FE_STRETCH * job.of.rows * job.of.columns * over->cell * (int64_t)sizeof(float);
-        const int64_t stretches = larger(1, of->version->bytes_of_panel / bytes);
         for (job.first = 0; job.first < chunks.bounds - 1; job.first = job.last) {
-            job.last = smaller(job.first + stretches, chunks.bounds - 1);
+            job.last = smaller(job.first + of->stretches, chunks.bounds - 1);
             for (int64_t pixel = begin, i = 0; pixel < end; pixel += over->out[1], i++) {
                 job.bounds = of->from->bounds + pixel * chunks.bounds;
                 job.cells = first + (i / over->rows * over->depth + i % over->rows * over->step[0]) * row;
@@ -197,25 +210,23 @@ static void add_up(const work *of, int64_t strip, const block *channels, const f
 
 static void input_items(int64_t first, int64_t last, void *context) {
     work *of = context;
-    const int64_t blocks = of->over.blocks, strips = of->over.tiles / of->over.tiles_of_image, span = ceiling_of(strips, of->spans);
+    const int64_t blocks = of->over.blocks, strips = of->over.tiles / of->over.tiles_of_image;
     const int64_t room = of->over.cells * of->over.cell;
     const int64_t floats = of->from ? of->conv->outputs * of->conv->kernel[0] * of->conv->kernel[1] * of->over.cell : 0;
     void *memory;
-    float *cells = take_floats(room + floats, &memory);
+    float *cells = take_floats(room + (of->by_strips ? blocks : 1) * floats, &memory);
     if (!cells) {
         atomic_store(&of->out_of_memory, 1);
         return;
     }
-    float *panel = of->from ? cells + room : NULL;
-    /* Block by block in each span, since a block's weights stay in the cache from strip to strip. */
-    for (int64_t i = first, filled = -1; i < last; i++) {
-        const int64_t begin = i / (span * blocks) * span, length = smaller(span, strips - begin), at = i - begin * blocks;
-        const block channels = fe_block_of(&of->over, of->conv, at / length);
-        if (panel && filled != at / length) {
-            filled = at / length;
+    for (int64_t i = first, packed = 0; i < last; i++) {
+        const int64_t at = of->by_strips ? i % blocks : i / strips;
+        const block channels = fe_block_of(&of->over, of->conv, at);
+        float *panel = floats ? cells + room + (of->by_strips ? at * floats : 0) : NULL;
+        /* All blocks once, or each when its strips begin. */
+        if (panel && (of->by_strips ? packed++ < blocks : i == first || i % strips == 0))
             take_panel(of, &channels, panel);
-        }
-        add_up(of, begin + at % length, &channels, panel, cells);
+        add_up(of, of->by_strips ? i / blocks : i % strips, &channels, panel, cells);
     }
     free(memory);
 }
@@ -260,21 +271,19 @@ static void direct_rows(int64_t first, int64_t last, void *context) {
 int fe_sparse_needs_lists(const fe_conv *conv) { return conv->groups > 1; }
 
 int fe_sparse_grad_input(fe_isa ceiling, float *grad, const fe_nonzeros *from, const fe_lists *lists,
-                         const fe_sparse_weight *weight, const fe_conv *conv, int64_t pieces) {
-    work of = {.version = fe_sparse_version(ceiling), .conv = conv, .weight = weight, .grad = grad, .parts = 1, .spans = 1};
+                         const fe_sparse_weight *weight, const fe_conv *conv) {
+    work of = {.version = fe_sparse_version(ceiling), .conv = conv, .weight = weight, .grad = grad, .parts = 1};
     if (fe_sparse_needs_lists(conv))
         of.lists = lists;
     else
-        of.from = from;
+        of.from = from, of.stretches = stretches_of(from);
     fe_tiling_of(&of.over, of.version, conv);
     if (is_direct(&of))
         return fe_parallel_for(conv->images * conv->height, 1, direct_rows, &of);
-    const int64_t strips = of.over.tiles / of.over.tiles_of_image;
-    /* Threads that write to neighbouring channels take lines of the map from each other; where weights are few, each has its own
-     * pixels, and packs all of them. */
-    if (conv->outputs * conv->kernel[0] * conv->kernel[1] <= conv->images * conv->height * conv->width)
-        of.spans = smaller(strips, pieces);
-    int error = fe_parallel_for(strips * of.over.blocks, 1, input_items, &of);
+    /* Where weights are few. Maps go through the caches once, and threads that wrote to neighbouring channels would take lines from
+     * each other. */
+    of.by_strips = conv->outputs * conv->kernel[0] * conv->kernel[1] <= conv->images * conv->height * conv->width;
+    int error = fe_parallel_for(of.over.tiles / of.over.tiles_of_image * of.over.blocks, 1, input_items, &of);
     return atomic_load(&of.out_of_memory) ? -1 : error;
 }
 

@@ -323,7 +323,6 @@ static const sparse_version NAME(version) = {
     .vectors_of_one = VECTORS_OF_ONE,
     .bytes = BYTES,
     .bytes_of_one = BYTES_OF_ONE,
-    .bytes_of_panel = BYTES_OF_PANEL,
     .prune = NAME(prune),
     .signs = NAME(signs_of),
     .panel = NAME(panel),

@@ -88,12 +88,11 @@ typedef struct {
 /* Whether the gradient of the input is made from lists, and not from non-zeros in the order of pixels. */
 int fe_sparse_needs_lists(const fe_conv *conv);
 
-/* The gradient of the input, from what fe_sparse_needs_lists says; the other one may be NULL. Work is divided for about so many
- * threads, which the result does not depend on. */
+/* The gradient of the input, from what fe_sparse_needs_lists says; the other one may be NULL. */
 int fe_sparse_grad_input(fe_isa ceiling, float *grad, const fe_nonzeros *from, const fe_lists *lists,
-                         const fe_sparse_weight *weight, const fe_conv *conv, int64_t pieces);
+                         const fe_sparse_weight *weight, const fe_conv *conv);
 
-/* The gradient of the weight; work is divided likewise. */
+/* The gradient of the weight. Work is divided into about so many pieces, which the result does not depend on. */
 int fe_sparse_grad_weight(fe_isa ceiling, float *grad, const fe_lists *lists, const float *x, const fe_conv *conv,
                           int64_t pieces);
 

@@ -140,7 +140,7 @@ static void sparse_grad(fe_isa isa) {
         fe_sparse_tiles(isa, &small_conv) * (OUTPUTS + 1) > ROOM ||
         fe_pruning_threshold(&threshold, rows[1], PIXELS * OUTPUTS, 0.8) || fe_prune(isa, &left, rows[1], threshold, 1) ||
         fe_sparse_lists(isa, &lists, &left, &small_conv) ||
-        fe_sparse_grad_input(isa, out, &left, &lists, &weight, &small_conv, 1) ||
+        fe_sparse_grad_input(isa, out, &left, &lists, &weight, &small_conv) ||
         fe_sparse_grad_weight(isa, grad_weight, &lists, rows[0], &small_conv, 1))
         exit(1);
 }

@@ -157,15 +157,11 @@ static int of_weight_in_pieces(fe_isa isa, float *to, const fe_nonzeros *from, c
 }
 static int of_input(fe_isa isa, float *to, const fe_nonzeros *from, const fe_lists *lists, const fe_conv *s) {
     const fe_sparse_weight floats = {.floats = weight};
-    return fe_sparse_grad_input(isa, to, from, lists, &floats, s, 1);
-}
-static int of_input_in_pieces(fe_isa isa, float *to, const fe_nonzeros *from, const fe_lists *lists, const fe_conv *s) {
-    const fe_sparse_weight floats = {.floats = weight};
-    return fe_sparse_grad_input(isa, to, from, lists, &floats, s, 3);
+    return fe_sparse_grad_input(isa, to, from, lists, &floats, s);
 }
 static int of_input_by_signs(fe_isa isa, float *to, const fe_nonzeros *from, const fe_lists *lists, const fe_conv *s) {
     const fe_sparse_weight packed = {.bits = bits, .scales = scales};
-    return fe_sparse_grad_input(isa, to, from, lists, &packed, s, 2);
+    return fe_sparse_grad_input(isa, to, from, lists, &packed, s);
 }
 
 /* Twice, the second time by the pool's stand-in: the same bits. */
@@ -227,7 +223,6 @@ static void check(fe_isa isa, const fe_conv *s, double sparsity, uint64_t seed) 
     check_gradient("gradient of the weight in pieces", of_weight_in_pieces, isa, s, &left, &lists, of_w);
     define(s, weight, 0);
     check_gradient("gradient of the input", of_input, isa, s, &left, &lists, of_x);
-    check_gradient("gradient of the input in pieces", of_input_in_pieces, isa, s, &left, &lists, of_x);
     define(s, pretended, 0);
     check_gradient("gradient of the input by signs", of_input_by_signs, isa, s, &left, &lists, of_x);
     check_pass(isa, s, sparsity, seed, &lists, &left, of_x, of_w);

@@ -236,7 +236,7 @@ def sparse_grad_input(
         lists = (found.starts.data_ptr(), found.entries.data_ptr())
     grad = empty_map(conv.x_shape, channels_last=True)
     of = (grad.data_ptr(), *lists, *pruned.left.arguments)
-    extension.sparse_grad_input(isa, *of, *addresses, torch.get_num_threads(), *conv.numbers)
+    extension.sparse_grad_input(isa, *of, *addresses, *conv.numbers)
     return grad
 
 
