@@ -307,16 +307,12 @@ static void fill(const work *of, int64_t tile, const block *channels, float *cel
 }
 
 /* Sums of a block of channels go to where they belong. */
-static void spread(const work *of, int64_t part, const block *channels, float *sums) {
+static void spread(const work *of, int64_t part, const block *channels, const float *sums) {
     const fe_conv *conv = of->conv;
-    const int64_t inputs = conv->inputs / conv->groups, outputs = conv->outputs / conv->groups;
     const int64_t taps = conv->kernel[0] * conv->kernel[1], cell = of->over.cell;
-    const int64_t count = channels->groups > 1 ? inputs : channels->channels;
-    for (int64_t g = channels->group; g < channels->group + channels->groups; g++) {
-        const int64_t first = g * outputs + part * outputs / of->parts, last = g * outputs + (part + 1) * outputs / of->parts;
-        float *to = of->grad + first * taps * inputs + channels->in_group;
-        of->version->copy(to, inputs, sums + first * taps * cell, cell, (last - first) * taps, count);
-    }
+    const int64_t first = part * conv->outputs / of->parts * taps, last = (part + 1) * conv->outputs / of->parts * taps;
+    float *to = of->grad + first * conv->inputs + channels->channel;
+    of->version->copy(to, conv->inputs, sums + first * cell, cell, last - first, channels->channels);
 }
 
 static void weight_items(int64_t first, int64_t last, void *context) {
@@ -324,7 +320,8 @@ static void weight_items(int64_t first, int64_t last, void *context) {
     const fe_conv *conv = of->conv;
     const int64_t room = of->over.cells * of->over.cell;
     /* Of several tiles: in the gradient itself, sums would lie in few of a cache's sets, and among another thread's. */
-    const int64_t floats = of->over.tiles > 1 ? conv->outputs * conv->kernel[0] * conv->kernel[1] * of->over.cell : 0;
+    const int is_apart = of->over.tiles > 1 && conv->groups == 1;
+    const int64_t floats = is_apart ? conv->outputs * conv->kernel[0] * conv->kernel[1] * of->over.cell : 0;
     void *memory;
     float *cells = take_floats(room + floats, &memory);
     if (!cells) {
@@ -332,7 +329,7 @@ static void weight_items(int64_t first, int64_t last, void *context) {
         return;
     }
     work sums = *of;
-    if (floats) {
+    if (is_apart) {
         sums.grad = cells + room;
         sums.row = of->over.cell;
     }
@@ -343,7 +340,7 @@ static void weight_items(int64_t first, int64_t last, void *context) {
             fill(of, tile, &channels, cells);
             multiply(&sums, tile, &channels, cells, i % of->parts, tile == 0);
         }
-        if (floats)
+        if (is_apart)
             spread(of, i % of->parts, &channels, sums.grad);
     }
     free(memory);
