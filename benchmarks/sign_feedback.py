@@ -4,8 +4,8 @@
 
 Layers: from x, grad_y and weight to grad_x and grad_weight, all that a training step needs included: the
 threshold, pruning, packing of signs, both gradients. Torch's exact way has the better of two memory formats;
-"as trained" is what a channels-last layer with the method's defaults does, which is torch's own where that
-is faster, and is held against torch's in that format.
+"as trained" is the backward pass, through autograd, of a channels-last layer with the method's defaults once
+its choice is made for good; torch's own pass where that is faster. It is held against that of torch's layer.
 Steps: forward, loss, backward and SGD with momentum of ResNet-18, 16 images of 32×32, channels last. All
 times are measured, interleaved in one process; multiply-accumulates and bytes are counted, and energy is
 modelled from them by the published table of `flower_edge.energy`.
@@ -28,15 +28,18 @@ from flower_edge.energy import Counts, EnergyModel
 from flower_edge.kernels import pack_signs
 from flower_edge.training import SignFeedback, _sign_ops, explain, prepare_, pruning_report
 from flower_edge.training._int8_ops import Geometry
-from flower_edge.training.pruning import PrunedFeedback, Pruner
+from flower_edge.training.pruning import PrunedFeedback, Pruner, pruners
 
-EXACT, SAME_LAYOUT = "torch, exact", "torch, exact, channels last"
+EXACT, SAME_LAYER = "torch, exact", "torch, exact, the layer, channels last"
 OURS, EXACT_FEEDBACK, TRAINED = "pruned, sign feedback", "pruned, exact feedback", "as trained"
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 BOUNDS = {0.8: 2.2, 0.9: 4.0, 0.95: 6.0}
 STEP_BOUND = 1.4
 SLOWEST = 0.98
 """Of torch's speed, for any layer as it is trained: clocks are no better than that."""
+
+MOST_LOOKS = 130
+"""Backward passes after which a close call is settled."""
 
 FEEDBACK_BOUND = 30.0
 PUBLISHED_ENERGY = 5.0
@@ -57,6 +60,26 @@ def ours(problem: Problem, way: PrunedFeedback) -> Step:
     geometry = Geometry((layer.stride,) * 2, (padding,) * 2, (1, 1), 1)
     tensors = (problem.grad, problem.weight, problem.x)
     return lambda: _sign_ops.backward(*tensors, geometry, way, True, (True, True))
+
+
+def trained(problem: Problem, sparsity: float) -> tuple[Step, Step, Pruner]:
+    """Bind the backward passes of torch's layer and of one that has chosen; give its pruner."""
+    torch_layer = problem.conv2d()
+    method = SignFeedback(sparsity, schedule=None, where=lambda name, layer: True)
+    layer = prepare_(problem.conv2d(), method)
+    ((_, pruner),) = pruners(layer)
+    for _ in range(MOST_LOOKS):
+        through_autograd(problem, layer)()
+        if pruner.measurement is not None and not pruner.measurement.is_close:
+            break
+    return through_autograd(problem, torch_layer), through_autograd(problem, layer), pruner
+
+
+def through_autograd(problem: Problem, layer: nn.Module) -> Step:
+    """Run a layer forward, and bind its backward pass."""
+    x, (weight,) = problem.x.detach().requires_grad_(), layer.parameters()
+    y = layer(x)
+    return lambda: torch.autograd.grad(y, (x, weight), problem.grad, retain_graph=True)
 
 
 def dense_counts(x: Tensor, grad: Tensor, weight: Tensor) -> Counts:
@@ -111,13 +134,11 @@ def layer_rows(bench: Benchmark, layer: Layer, sparsity: float, threads: int) ->
     ways = {
         OURS: PrunedFeedback(True, False, Pruner(sparsity)),
         EXACT_FEEDBACK: PrunedFeedback(False, False, Pruner(sparsity)),
-        TRAINED: PrunedFeedback(SignFeedback().feedback == "sign", True, Pruner(sparsity)),
     }
-    contenders = {
-        EXACT: faster([problem.dense() for problem in problems]),
-        SAME_LAYOUT: problems[0].dense(),
-    }
+    contenders = {EXACT: faster([problem.dense() for problem in problems])}
     contenders |= {name: ours(problems[0], way) for name, way in ways.items()}
+    contenders[SAME_LAYER], contenders[TRAINED], pruner = trained(problems[0], sparsity)
+    ways[TRAINED] = PrunedFeedback(SignFeedback().feedback == "sign", True, pruner)
     times = interleaved(contenders)
     tensors = (problems[0].x, problems[0].grad, problems[0].weight)
     dense = dense_counts(*tensors)
@@ -128,7 +149,7 @@ def layer_rows(bench: Benchmark, layer: Layer, sparsity: float, threads: int) ->
         path = "exact" if way is None else str(way.pruner.path)
         add(bench, str(layer), sparsity, threads, f"{name}: {path}", timing, times[EXACT], dense, pruned)
     return {
-        (layer, sparsity, name): times[SAME_LAYOUT if name == TRAINED else EXACT].over(times[name])
+        (layer, sparsity, name): times[SAME_LAYER if name == TRAINED else EXACT].over(times[name])
         for name in ways
     }
 
@@ -270,8 +291,8 @@ def worst_layer(bench: Benchmark, ratios: Ratios, threads: int, bound: float) ->
     trained = {key: ratio for key, ratio in ratios.items() if key[2] == TRAINED}
     layer, sparsity, _ = min(trained, key=trained.__getitem__)
     bench.at_least(
-        f"any layer at any sparsity as it is trained, {threads} threads, measured: times faster than torch's "
-        f"exact backward pass of the same layout, worst case ({layer}, {sparsity:.0%})",
+        f"any layer at any sparsity as it is trained, {threads} threads, measured: times faster than the "
+        f"backward pass of torch's layer, worst case ({layer}, {sparsity:.0%})",
         min(trained.values()),
         bound,
     )

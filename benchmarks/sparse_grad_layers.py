@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.harness import interleaved
 from flower_edge import kernels
@@ -57,6 +57,13 @@ class Problem(NamedTuple):
         weight = torch.randn(layer.outputs, layer.inputs, *kernel) / (layer.inputs * kernel[0] ** 2) ** 0.5
         x, grad, weight = (tensor.contiguous(memory_format=layout) for tensor in (x, grad, weight))
         return cls(layer, x, grad, weight)
+
+    def conv2d(self) -> nn.Conv2d:
+        """Make torch's layer with this weight."""
+        inputs, outputs, _, kernel_size, stride, _ = self.layer
+        layer = nn.Conv2d(inputs, outputs, kernel_size, stride, kernel_size // 2, bias=False)
+        layer.weight = nn.Parameter(self.weight)
+        return layer
 
     def dense(self) -> Gradients:
         """Bind torch's own backward pass."""

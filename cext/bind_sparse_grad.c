@@ -21,6 +21,14 @@ static int read_sizes(PyObject *const *args, int count, int64_t *sizes) {
     return 0;
 }
 
+/* Bytes of scratch memory, or -1 with an exception. */
+static int64_t scratch_of(fe_isa isa, const fe_conv *conv) {
+    const int64_t bytes = fe_sparse_scratch(isa, conv);
+    if (bytes < 0)
+        PyErr_Format(PyExc_ValueError, "a pruned map has at most %d elements", FE_MOST_PRUNED);
+    return bytes;
+}
+
 static int read_conv(PyObject *const *args, fe_conv *conv) {
     if (fe_read_conv(args, conv) < 0)
         return -1;
@@ -246,6 +254,55 @@ static PyObject *py_grad_weight(PyObject *module, PyObject *const *args, Py_ssiz
     return fe_as_none(error);
 }
 
+PyDoc_STRVAR(scratch_doc, "sparse_scratch(isa, *conv)\n\nBytes that sparse_backward needs meanwhile.");
+
+static PyObject *py_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    fe_isa isa;
+    fe_conv conv;
+    if (!fe_has_arguments("sparse_scratch", nargs, 1 + FE_CONV_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
+        read_conv(args + 1, &conv) < 0)
+        return NULL;
+    const int64_t bytes = scratch_of(isa, &conv);
+    return bytes < 0 ? NULL : PyLong_FromLongLong(bytes);
+}
+
+PyDoc_STRVAR(backward_doc, "sparse_backward(isa, grad_x, grad_weight, scratch, grad, x, weight, signs, threshold, sparsity, seed, "
+                           "pieces, *conv)\n\nBoth gradients of a layer, or 0 for one that is not wanted; a threshold below 0 is "
+                           "found. Returns how many elements pruning has left.");
+
+static PyObject *py_backward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    fe_isa isa;
+    fe_sparse_pass pass;
+    char *memory;
+    int64_t pieces;
+    fe_conv conv;
+    if (!fe_has_arguments("sparse_backward", nargs, 12 + FE_CONV_NUMBERS) || fe_as_isa(args[0], &isa) < 0 ||
+        fe_read_address(args[1], "grad_x", 1, &pass.grad_x) < 0 ||
+        fe_read_address(args[2], "grad_weight", 1, &pass.grad_weight) < 0 ||
+        fe_read_address(args[3], "scratch", 0, &memory) < 0 || fe_read_address(args[4], "grad", 0, &pass.grad) < 0 ||
+        fe_read_address(args[5], "x", pass.grad_weight == NULL, &pass.x) < 0 ||
+        fe_read_address(args[6], "weight", 0, &pass.weight) < 0 || read_sizes(args + 11, 1, &pieces) < 0 ||
+        read_conv(args + 12, &conv) < 0 || scratch_of(isa, &conv) < 0)
+        return NULL;
+    pass.signs = PyObject_IsTrue(args[7]);
+    pass.threshold = (float)PyFloat_AsDouble(args[8]);
+    pass.sparsity = PyFloat_AsDouble(args[9]);
+    pass.seed = PyLong_AsUnsignedLongLongMask(args[10]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (!isfinite(pass.threshold) || (pass.threshold < 0.0f && !(pass.sparsity >= 0.0 && pass.sparsity < 1.0))) {
+        PyErr_SetString(PyExc_ValueError, "a threshold must be finite, and a sparsity at least 0 and below 1");
+        return NULL;
+    }
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = fe_sparse_backward(isa, &pass, memory, &conv, pieces);
+    Py_END_ALLOW_THREADS
+    return error ? fe_as_none(error) : PyLong_FromLongLong(pass.nonzeros);
+}
+
 PyMethodDef fe_sparse_grad_methods[] = {
     {"pruning_threshold", (PyCFunction)(void (*)(void))py_threshold, METH_FASTCALL, threshold_doc},
     {"pruned_chunks", (PyCFunction)(void (*)(void))py_chunks, METH_FASTCALL, chunks_doc},
@@ -257,5 +314,7 @@ PyMethodDef fe_sparse_grad_methods[] = {
     {"sparse_needs_lists", (PyCFunction)(void (*)(void))py_needs_lists, METH_FASTCALL, needs_lists_doc},
     {"sparse_grad_input", (PyCFunction)(void (*)(void))py_grad_input, METH_FASTCALL, input_doc},
     {"sparse_grad_weight", (PyCFunction)(void (*)(void))py_grad_weight, METH_FASTCALL, weight_doc},
+    {"sparse_scratch", (PyCFunction)(void (*)(void))py_scratch, METH_FASTCALL, scratch_doc},
+    {"sparse_backward", (PyCFunction)(void (*)(void))py_backward, METH_FASTCALL, backward_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -7,7 +7,6 @@
 #define VECTORS 1
 #define VECTORS_OF_ONE 4
 #define BYTES 24576
-#define BYTES_OF_PANEL 32768
 #define BYTES_OF_ONE 49152
 
 TARGET FE_INLINE INTS NAME(all)(int32_t value) { return _mm256_set1_epi32(value); }

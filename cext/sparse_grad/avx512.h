@@ -7,7 +7,6 @@
 #define VECTORS_OF_ONE 4
 #define BYTES 65536
 #define BYTES_OF_ONE 65536
-#define BYTES_OF_PANEL 81920
 
 TARGET FE_INLINE INTS NAME(all)(int32_t value) { return _mm512_set1_epi32(value); }
 TARGET FE_INLINE INTS NAME(count_up)(void) {

@@ -57,8 +57,9 @@ typedef struct {
     float *cells;
     int64_t step, row;
     taps of;
-    /* (output, tap of these, lane) */
+    /* (output, tap of these, lane); from one output to the next are `pitch` floats. */
     const float *panel;
+    int64_t pitch;
     int one;
 } sweep_job;
 
@@ -92,9 +93,8 @@ typedef struct {
 /* One instruction set's kernels. */
 typedef struct {
     int64_t lanes;
-    /* Of a cell, for kernels of several taps and of one; and bytes of cells that a tile has at most,
-     * and of weights that are swept over at a time. */
-    int64_t vectors, vectors_of_one, bytes, bytes_of_one, bytes_of_panel;
+    /* Of a cell, for kernels of several taps and of one; and bytes of cells that a tile has at most. */
+    int64_t vectors, vectors_of_one, bytes, bytes_of_one;
     /* Returns how many are left. */
     int64_t (*prune)(const prune_job *job);
     /* Rows of signs of one filter, and the sum of its magnitudes. */

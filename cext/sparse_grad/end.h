@@ -5,5 +5,4 @@
 #undef VECTORS_OF_ONE
 #undef BYTES
 #undef BYTES_OF_ONE
-#undef BYTES_OF_PANEL
 #include "lanes/end.h"

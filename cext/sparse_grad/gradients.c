@@ -17,8 +17,25 @@ typedef struct {
     tiling over;
     /* Parts that the outputs are divided into. */
     int64_t parts;
+    /* Whether all blocks of a strip, which is all tiles of some images, come before the next one; else all strips of a block. */
+    int by_strips;
+    /* Floats from one tap's sums to the next, where `grad` is no gradient, but sums. */
+    int64_t row;
+    /* Of a pixel's channels that are swept over at a time. */
+    int64_t stretches;
     atomic_int out_of_memory;
 } work;
+
+/* Non-zeros that make up for the loads, the stores and the unforeseen end of a loop over those of a pixel; with more channels at a
+ * time, fewer of the weights that these look up stay in the nearest cache. */
+enum { ENOUGH = 9 };
+
+static int64_t stretches_of(const fe_nonzeros *from) {
+    int64_t left = 1;
+    for (int64_t i = 0, chunks = fe_chunks_of(from->pixels, from->channels).chunks; i < chunks; i++)
+        left += from->counts[i];
+    return larger(1, ENOUGH * from->pixels * from->channels / (FE_STRETCH * left));
+}
 
 /* Memory that begins on a cache line; `memory` is to be freed. */
 static float *take_floats(int64_t count, void **memory) {
@@ -38,8 +55,8 @@ static void multiply(const work *of, int64_t tile, const block *channels, float 
         .column = conv->dilation[1] * over->cell,
         .kernel = {conv->kernel[0], conv->kernel[1]},
         .channels = channels->groups > 1 ? inputs : channels->channels,
-        .inputs = inputs,
-        .channel = channels->in_group,
+        .inputs = of->row ? of->row : inputs,
+        .channel = of->row ? 0 : channels->in_group,
         .grad = of->grad,
         .is_first = is_first,
     };
@@ -150,12 +167,11 @@ static void sweep(const work *of, int64_t tile, const float *panel, float *cells
         .panel = panel,
         .one = conv->kernel[0] * conv->kernel[1] == 1,
     };
-    for (; next_taps(&job.of, conv); job.panel += job.of.rows * job.of.columns * conv->outputs * over->cell) {
+    for (; next_taps(&job.of, conv); job.panel += conv->outputs * job.pitch) {
+        job.pitch = job.of.rows * job.of.columns * over->cell;
         float *first = cells + job.of.row * job.row + job.of.column * conv->dilation[1] * over->cell;
-        const int64_t bytes = FE_STRETCH * job.of.rows * job.of.columns * over->cell * (int64_t)sizeof(float);
-        const int64_t stretches = larger(1, of->version->bytes_of_panel / bytes);
         for (job.first = 0; job.first < chunks.bounds - 1; job.first = job.last) {
-            job.last = smaller(job.first + stretches, chunks.bounds - 1);
+            job.last = smaller(job.first + of->stretches, chunks.bounds - 1);
             for (int64_t pixel = begin, i = 0; pixel < end; pixel += over->out[1], i++) {
                 job.bounds = of->from->bounds + pixel * chunks.bounds;
                 job.cells = first + (i / over->rows * over->depth + i % over->rows * over->step[0]) * row;
@@ -194,25 +210,62 @@ static void add_up(const work *of, int64_t strip, const block *channels, const f
 
 static void input_items(int64_t first, int64_t last, void *context) {
     work *of = context;
-    const int64_t strips = of->over.tiles / of->over.tiles_of_image, room = of->over.cells * of->over.cell;
+    const int64_t blocks = of->over.blocks, strips = of->over.tiles / of->over.tiles_of_image;
+    const int64_t room = of->over.cells * of->over.cell;
     const int64_t floats = of->from ? of->conv->outputs * of->conv->kernel[0] * of->conv->kernel[1] * of->over.cell : 0;
     void *memory;
-    float *cells = take_floats(room + floats, &memory);
+    float *cells = take_floats(room + (of->by_strips ? blocks : 1) * floats, &memory);
     if (!cells) {
         atomic_store(&of->out_of_memory, 1);
         return;
     }
-    float *panel = of->from ? cells + room : NULL;
-    /* Block by block, since a block's weights stay in the cache from strip to strip. */
-    for (int64_t i = first, filled = -1; i < last; i++) {
-        const block channels = fe_block_of(&of->over, of->conv, i / strips);
-        if (panel && filled != i / strips) {
-            filled = i / strips;
+    for (int64_t i = first, packed = 0; i < last; i++) {
+        const int64_t at = of->by_strips ? i % blocks : i / strips;
+        const block channels = fe_block_of(&of->over, of->conv, at);
+        float *panel = floats ? cells + room + (of->by_strips ? at * floats : 0) : NULL;
+        /* All blocks once, or each when its strips begin. */
+        if (panel && (of->by_strips ? packed++ < blocks : i == first || i % strips == 0))
             take_panel(of, &channels, panel);
-        }
-        add_up(of, i % strips, &channels, panel, cells);
+        add_up(of, of->by_strips ? i / blocks : i % strips, &channels, panel, cells);
     }
     free(memory);
+}
+
+/* Whether no panel and no cells are needed: a kernel of one tap, and nothing but whole cells. */
+static int is_direct(const work *of) {
+    const fe_conv *conv = of->conv;
+    return conv->groups == 1 && conv->kernel[0] * conv->kernel[1] == 1 && !conv->padding[0] && !conv->padding[1] &&
+           conv->inputs % of->over.cell == 0 && of->weight->floats;
+}
+
+/* Rows of the input whose sums lie in the map itself. */
+static void direct_rows(int64_t first, int64_t last, void *context) {
+    const work *of = context;
+    const tiling *over = &of->over;
+    const fe_conv *conv = of->conv;
+    const int64_t floats = conv->width * conv->inputs;
+    sweep_job job = {
+        .places = of->from->places,
+        .values = of->from->values,
+        .pixels = over->out[1],
+        .bounds_of_pixel = fe_chunks_of(of->from->pixels, of->from->channels).bounds,
+        .step = over->skip[1] * conv->inputs,
+        .pitch = conv->inputs,
+        .one = 1,
+    };
+    job.last = job.bounds_of_pixel - 1;
+    for (int64_t i = first; i < last; i++) {
+        const int64_t image = i / conv->height, row = i % conv->height;
+        memset(of->grad + i * floats, 0, (size_t)floats * sizeof *of->grad);
+        if (row % over->skip[0])
+            continue;
+        job.bounds = of->from->bounds + (image * over->out[0] + row / over->skip[0]) * over->out[1] * job.bounds_of_pixel;
+        for (int64_t c = 0; c < conv->inputs; c += over->cell) {
+            job.cells = of->grad + i * floats + c;
+            job.panel = of->weight->floats + c;
+            of->version->sweep(&job);
+        }
+    }
 }
 
 int fe_sparse_needs_lists(const fe_conv *conv) { return conv->groups > 1; }
@@ -223,8 +276,13 @@ int fe_sparse_grad_input(fe_isa ceiling, float *grad, const fe_nonzeros *from, c
     if (fe_sparse_needs_lists(conv))
         of.lists = lists;
     else
-        of.from = from;
+        of.from = from, of.stretches = stretches_of(from);
     fe_tiling_of(&of.over, of.version, conv);
+    if (is_direct(&of))
+        return fe_parallel_for(conv->images * conv->height, 1, direct_rows, &of);
+    /* Where weights are few. Maps go through the caches once, and threads that wrote to neighbouring channels would take lines from
+     * each other. */
+    of.by_strips = conv->outputs * conv->kernel[0] * conv->kernel[1] <= conv->images * conv->height * conv->width;
     int error = fe_parallel_for(of.over.tiles / of.over.tiles_of_image * of.over.blocks, 1, input_items, &of);
     return atomic_load(&of.out_of_memory) ? -1 : error;
 }
@@ -248,21 +306,42 @@ static void fill(const work *of, int64_t tile, const block *channels, float *cel
         }
 }
 
+/* Sums of a block of channels go to where they belong. */
+static void spread(const work *of, int64_t part, const block *channels, const float *sums) {
+    const fe_conv *conv = of->conv;
+    const int64_t taps = conv->kernel[0] * conv->kernel[1], cell = of->over.cell;
+    const int64_t first = part * conv->outputs / of->parts * taps, last = (part + 1) * conv->outputs / of->parts * taps;
+    float *to = of->grad + first * conv->inputs + channels->channel;
+    of->version->copy(to, conv->inputs, sums + first * cell, cell, last - first, channels->channels);
+}
+
 static void weight_items(int64_t first, int64_t last, void *context) {
     work *of = context;
+    const fe_conv *conv = of->conv;
+    const int64_t room = of->over.cells * of->over.cell;
+    /* Of several tiles: in the gradient itself, sums would lie in few of a cache's sets, and among another thread's. */
+    const int is_apart = of->over.tiles > 1 && conv->groups == 1;
+    const int64_t floats = is_apart ? conv->outputs * conv->kernel[0] * conv->kernel[1] * of->over.cell : 0;
     void *memory;
-    float *cells = take_floats(of->over.cells * of->over.cell, &memory);
+    float *cells = take_floats(room + floats, &memory);
     if (!cells) {
         atomic_store(&of->out_of_memory, 1);
         return;
     }
+    work sums = *of;
+    if (is_apart) {
+        sums.grad = cells + room;
+        sums.row = of->over.cell;
+    }
     for (int64_t i = first; i < last; i++) {
-        const block channels = fe_block_of(&of->over, of->conv, i / of->parts);
-        memset(cells, 0, (size_t)(of->over.cells * of->over.cell) * sizeof *cells);
+        const block channels = fe_block_of(&of->over, conv, i / of->parts);
+        memset(cells, 0, (size_t)room * sizeof *cells);
         for (int64_t tile = 0; tile < of->over.tiles; tile++) {
             fill(of, tile, &channels, cells);
-            multiply(of, tile, &channels, cells, i % of->parts, tile == 0);
+            multiply(&sums, tile, &channels, cells, i % of->parts, tile == 0);
         }
+        if (is_apart)
+            spread(of, i % of->parts, &channels, sums.grad);
     }
     free(memory);
 }

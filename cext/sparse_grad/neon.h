@@ -7,7 +7,6 @@
 #define VECTORS 2
 #define VECTORS_OF_ONE 4
 #define BYTES 24576
-#define BYTES_OF_PANEL 24576
 #define BYTES_OF_ONE 24576
 
 FE_INLINE INTS NAME(all)(int32_t value) { return vdupq_n_u32((uint32_t)value); }

@@ -70,7 +70,7 @@ TARGET FE_INLINE void NAME(sweep_of)(const sweep_job *job, const int rows, const
         sum[r][s][v] = NAME(load)(cells + r * row + (s * vectors + v) * LANES, LANES);
         for (; i < end; i++) {
             const VEC value = NAME(set)(job->values[i]);
-            const float *w = job->panel + (int64_t)(job->places[i] % FE_MOST_CHANNELS) * (rows * columns * vectors * LANES);
+            const float *w = job->panel + (int64_t)(job->places[i] % FE_MOST_CHANNELS) * job->pitch;
             SPARSE_TAPS
             sum[r][s][v] = NAME(multiply_add)(value, NAME(load)(w + ((r * columns + s) * vectors + v) * LANES, LANES), sum[r][s][v]);
         }
@@ -323,7 +323,6 @@ static const sparse_version NAME(version) = {
     .vectors_of_one = VECTORS_OF_ONE,
     .bytes = BYTES,
     .bytes_of_one = BYTES_OF_ONE,
-    .bytes_of_panel = BYTES_OF_PANEL,
     .prune = NAME(prune),
     .signs = NAME(signs_of),
     .panel = NAME(panel),

@@ -9,7 +9,6 @@
 #define VECTORS 4
 #define VECTORS_OF_ONE 4
 #define BYTES 24576
-#define BYTES_OF_PANEL 32768
 #define BYTES_OF_ONE 24576
 
 FE_INLINE INTS NAME(all)(int32_t value) { return (uint32_t)value; }

@@ -24,7 +24,7 @@ enum {
 fe_isa fe_sparse_grad_isa(fe_isa ceiling);
 
 /* threshold = the one with which pruning is expected to leave this part of x zero: the mean of max(0, 1 - |x| / threshold) is
- * `sparsity`; 0 where so many are zero already. Found from a sample where x has more than 2^17 elements. What is not finite does
+ * `sparsity`; 0 where so many are zero already. Found from a sample where x has more than 2^15 elements. What is not finite does
  * not count; what is below 2^-128 counts as zero. The same for all versions. */
 int fe_pruning_threshold(float *threshold, const float *x, int64_t count, double sparsity);
 
@@ -95,5 +95,25 @@ int fe_sparse_grad_input(fe_isa ceiling, float *grad, const fe_nonzeros *from, c
 /* The gradient of the weight. Work is divided into about so many pieces, which the result does not depend on. */
 int fe_sparse_grad_weight(fe_isa ceiling, float *grad, const fe_lists *lists, const float *x, const fe_conv *conv,
                           int64_t pieces);
+
+/* The whole backward pass of a layer. Either gradient may be NULL, and x where that of the weight is. */
+typedef struct {
+    float *grad_x, *grad_weight;
+    const float *grad, *x, *weight;
+    /* Whether errors go back through the signs of the weight. */
+    int signs;
+    /* A threshold below 0 is found, for this sparsity. */
+    float threshold;
+    double sparsity;
+    uint64_t seed;
+    /* How many elements pruning has left. */
+    int64_t nonzeros;
+} fe_sparse_pass;
+
+/* Bytes that a pass needs meanwhile, beginning on a line of the cache; -1 where a map has too many elements to be pruned. Few of
+ * them are ever touched. */
+int64_t fe_sparse_scratch(fe_isa ceiling, const fe_conv *conv);
+
+int fe_sparse_backward(fe_isa ceiling, fe_sparse_pass *pass, void *memory, const fe_conv *conv, int64_t pieces);
 
 #endif

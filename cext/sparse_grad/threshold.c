@@ -15,14 +15,14 @@ enum {
     /* From here on, infinity and NaN. */
     FINITE = 255 << LEADING,
     /* Neighbours that are counted together, and how many such runs: of a longer x, one out of each of so many parts. */
-    SIDE_BY_SIDE = 16,
+    SIDE_BY_SIDE = 4,
     RUNS = 8192,
     PIECES = 2,
     GRAIN = RUNS / PIECES,
     /* Neighbours are counted apart, since a count that has just been written is slow to read. */
     APART = 4,
     /* Runs lie too far apart for the hardware to see what is next. */
-    FETCHED = 16,
+    FETCHED = 32,
     /* A bin's count is above these bits, and below is the sum of the mantissas' other bits: at most RUNS * SIDE_BY_SIDE of SHIFT
      * bits, and of a few more. */
     SUM_BITS = 40,
@@ -55,10 +55,14 @@ static void count_pieces(int64_t first, int64_t last, void *context) {
     histogram *of = context;
     for (int64_t piece = first; piece < last; piece++) {
         const int64_t begin = piece * of->taken / PIECES, end = (piece + 1) * of->taken / PIECES;
-        for (int64_t i = begin; i < end; i++) {
-            if (i + FETCHED < end)
-                __builtin_prefetch(of->x + run_of(of, i + FETCHED) * SIDE_BY_SIDE);
-            count_run(of->bins[piece], of->x + run_of(of, i) * SIDE_BY_SIDE, SIDE_BY_SIDE);
+        const float *fetched[FETCHED];
+        for (int64_t i = begin; i < end + FETCHED; i++) {
+            if (i >= begin + FETCHED)
+                count_run(of->bins[piece], fetched[i % FETCHED], SIDE_BY_SIDE);
+            if (i < end) {
+                fetched[i % FETCHED] = of->x + run_of(of, i) * SIDE_BY_SIDE;
+                __builtin_prefetch(fetched[i % FETCHED]);
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 #include "sparse_grad/sparse_grad.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { MOST = 1 << 17, MARGIN = 64, CANARY = 0xa5 };
@@ -25,6 +26,7 @@ static const fe_conv shapes[] = {
     {1, 20, 130, 5, 5, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},  {3, 96, 64, 4, 4, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 2},
     {2, 5, 6, 3, 1, {3, 1}, {2, 2}, {1, 1}, {2, 1}, 1},     {1, 1, 1, 1, 1, {1, 1}, {1, 2}, {0, 1}, {1, 1}, 1},
     {2, 10, 30, 6, 5, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 5},   {1, 9, 5, 14, 11, {7, 7}, {2, 1}, {3, 3}, {1, 1}, 1},
+    {3, 64, 40, 7, 6, {1, 1}, {2, 2}, {0, 0}, {1, 1}, 1},   {2, 128, 33, 5, 9, {1, 1}, {1, 3}, {0, 0}, {1, 1}, 1},
     {2, 36, 36, 20, 22, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 36},  {1, 70, 9, 6, 6, {1, 3}, {2, 1}, {0, 1}, {1, 1}, 1},
 };
 
@@ -177,6 +179,21 @@ static void check_gradient(const char *what, gradient call, fe_isa isa, const fe
     }
 }
 
+/* All in one call, by signs: the bits that the calls one by one have left in `first`, which are gradients of input and weight. */
+static void check_pass(fe_isa isa, const fe_conv *s, double sparsity, uint64_t seed, const fe_lists *lists,
+                       const fe_nonzeros *from, int64_t of_x, int64_t of_w) {
+    static float first[2 * MOST], made[2 * MOST];
+    fe_sparse_pass pass = {made, made + of_x, grad, x, weight, 1, -1.0f, sparsity, seed, 0};
+    const int64_t bytes = fe_sparse_scratch(isa, s);
+    void *memory = bytes < 0 ? NULL : aligned_alloc(64, (size_t)bytes);
+    if (!memory || of_input_by_signs(isa, first, from, lists, s) || of_weight(isa, first + of_x, from, lists, s) ||
+        fe_sparse_backward(isa, &pass, memory, s, 2))
+        fail("error in a pass", isa, s);
+    else if (memcmp(made, first, (size_t)(of_x + of_w) * sizeof *made) != 0)
+        fail("other bits in one call", isa, s);
+    free(memory);
+}
+
 static void check(fe_isa isa, const fe_conv *s, double sparsity, uint64_t seed) {
     const int64_t pixels = s->images * side(s, 0) * side(s, 1), count = pixels * s->outputs;
     const int64_t of_x = s->images * s->height * s->width * s->inputs;
@@ -208,6 +225,7 @@ static void check(fe_isa isa, const fe_conv *s, double sparsity, uint64_t seed) 
     check_gradient("gradient of the input", of_input, isa, s, &left, &lists, of_x);
     define(s, pretended, 0);
     check_gradient("gradient of the input by signs", of_input_by_signs, isa, s, &left, &lists, of_x);
+    check_pass(isa, s, sparsity, seed, &lists, &left, of_x, of_w);
 }
 
 /* A NaN and infinities stay, and do not count for the threshold. */

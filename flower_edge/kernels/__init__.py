@@ -30,6 +30,7 @@ from flower_edge.kernels._sign_bits import (
     relu_bits_,
     relu_bits_reference,
 )
+from flower_edge.kernels._sparse_backward import SparseGradients, sparse_backward
 from flower_edge.kernels._sparse_grad import (
     pack_signs,
     prune,
@@ -57,6 +58,7 @@ __all__ = [
     "NormalisedBatch",
     "PackedSigns",
     "PrunedGradient",
+    "SparseGradients",
     "available_isas",
     "batch_norm",
     "batch_norm_backward",
@@ -90,6 +92,7 @@ __all__ = [
     "relu_bits",
     "relu_bits_",
     "relu_bits_reference",
+    "sparse_backward",
     "sparse_grad_input",
     "sparse_grad_input_reference",
     "sparse_grad_weight",

@@ -27,7 +27,7 @@ def pruning_threshold(grad: "torch.Tensor", sparsity: float) -> float:
 
     That is the :math:`\tau` for which the mean of :math:`\max(0, 1 - |g| / \tau)` over all elements is
     `sparsity`. It is found from how many magnitudes have which exponent and leading bits, and their sums; of
-    a gradient of more than 2**17 elements, from a sample of so many, spread over all of it.
+    a gradient of more than 2**15 elements, from a sample of so many, spread over all of it.
 
     Parameters
     ----------
@@ -52,9 +52,8 @@ def pruning_threshold(grad: "torch.Tensor", sparsity: float) -> float:
     """
     import torch
 
-    _check(grad, "grad")
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity is {sparsity}, expected 0 <= sparsity < 1")
+    check_dense(grad, "grad")
+    check_sparsity(sparsity)
     extension = _dispatch.extension
     if extension is None or not is_served(grad):
         return pruning_threshold_reference(grad, sparsity)
@@ -96,16 +95,14 @@ def prune(grad: "torch.Tensor", threshold: float, seed: int) -> PrunedGradient:
     """
     import torch
 
-    _check(grad, "grad")
-    if not 0 <= threshold <= _LARGEST:
-        raise ValueError(f"threshold is {threshold}, expected a finite float32 of at least 0")
+    check_dense(grad, "grad")
+    check_threshold(threshold)
     extension = _dispatch.extension
-    images, channels, height, width = grad.shape
-    fits = channels <= _MOST_CHANNELS and 0 < grad.numel() <= _MOST_PRUNED
-    if extension is None or not is_served(grad) or not fits:
+    if extension is None or not is_served(grad) or not is_prunable(grad):
         return prune_reference(grad, threshold, seed)
     _threads.connect(extension)
     grad = grad.contiguous(memory_format=torch.channels_last)
+    images, channels, height, width = grad.shape
     pixels = images * height * width
     chunks, room, bounds_of_pixel = extension.pruned_chunks(pixels, channels)
     # One block, which a gradient of the same layer finds again.
@@ -122,6 +119,23 @@ def prune(grad: "torch.Tensor", threshold: float, seed: int) -> PrunedGradient:
 _LARGEST = 3.4028234663852886e38
 # Channels that a place in a remainder can name, and elements that its bounds can count.
 _MOST_CHANNELS, _MOST_PRUNED = 1 << 16, 1 << 30
+
+
+def is_prunable(grad: "torch.Tensor") -> bool:
+    """Tell whether the extension can prune a map of this size."""
+    return grad.shape[1] <= _MOST_CHANNELS and 0 < grad.numel() <= _MOST_PRUNED
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Refuse what is no share of zeros."""
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity is {sparsity}, expected 0 <= sparsity < 1")
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse what no element can be compared with."""
+    if not 0 <= threshold <= _LARGEST:
+        raise ValueError(f"threshold is {threshold}, expected a finite float32 of at least 0")
 
 
 def pack_signs(weight: "torch.Tensor") -> PackedSigns:
@@ -146,7 +160,7 @@ def pack_signs(weight: "torch.Tensor") -> PackedSigns:
     """
     import torch
 
-    _check(weight, "weight")
+    check_dense(weight, "weight")
     extension = _dispatch.extension
     if extension is None or not is_served(weight) or not weight.numel():
         return pack_signs_reference(weight)
@@ -201,7 +215,7 @@ def sparse_grad_input(
     import torch
 
     if not isinstance(weight, PackedSigns):
-        _check(weight, "weight")
+        check_dense(weight, "weight")
     conv = sparse_conv(
         tuple(input_shape), tuple(weight.shape), stride, padding, dilation, groups, pruned.shape
     )
@@ -264,7 +278,7 @@ def sparse_grad_weight(
     """
     import torch
 
-    _check(x, "x")
+    check_dense(x, "x")
     conv = sparse_conv(tuple(x.shape), tuple(weight_shape), stride, padding, dilation, groups, pruned.shape)
     extension = _dispatch.extension
     if extension is None or not isinstance(pruned.left, Remainder) or not is_served(x):
@@ -279,7 +293,8 @@ def sparse_grad_weight(
     return grad
 
 
-def _check(tensor: "torch.Tensor", name: str) -> None:
+def check_dense(tensor: "torch.Tensor", name: str) -> None:
+    """Refuse what is no map or weight of float32, or what would lose a gradient."""
     import torch
 
     if not isinstance(tensor, torch.Tensor):

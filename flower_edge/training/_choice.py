@@ -80,7 +80,7 @@ class _Record:
     def count_use(self) -> bool:
         """Count a use, and tell whether it is one that measures."""
         self.uses += 1
-        self.is_settled |= _saved_tensors_are_hooked()
+        self.is_settled |= saved_tensors_are_hooked()
         return self.uses in _LATER_LOOKS and self.measurement.is_close and not self.is_settled
 
 
@@ -145,6 +145,12 @@ def looked_up(key: tuple[object, ...], x: Tensor, measure: Callable[[], Measurem
     return record.measurement
 
 
+def is_known_for_good(key: tuple[object, ...]) -> bool:
+    """Tell whether no later use of this key will measure again."""
+    record = _known.get(key)
+    return record is not None and record.uses >= _LATER_LOOKS[-1]
+
+
 def _measure(x: Tensor, weight: Tensor, conv: "ConvFilter") -> Measurement:
     needs = [x.requires_grad, weight.requires_grad, False]
     with torch.no_grad():
@@ -200,5 +206,6 @@ def _wait(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _saved_tensors_are_hooked() -> bool:
+def saved_tensors_are_hooked() -> bool:
+    """Tell whether somebody else keeps what graphs save, as a checkpoint does."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None

@@ -33,19 +33,34 @@ def pruned_conv2d(
     Tensor
         As of :func:`torch.conv2d`.
     """
-    y: Tensor = _PrunedConv2d.apply(x, weight, bias, geometry, way)  # type: ignore[no-untyped-call]
+    place = _sign_ops.place_of(x, weight, way)
+    if place is not None and place in way.pruner.settled:
+        # Torch's own layer, so that it takes no longer than that.
+        y: Tensor = torch.conv2d(x, weight, bias, *geometry)
+        needs = (x.requires_grad, weight.requires_grad)
+        y.register_hook(  # type: ignore[no-untyped-call]
+            lambda grad: _sign_ops.count_exact(way.pruner, grad, weight, needs)
+        )
+        return y
+    y = _PrunedConv2d.apply(x, weight, bias, geometry, way, place)  # type: ignore[no-untyped-call]
     return y
 
 
 class _PrunedConv2d(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, way: PrunedFeedback
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        way: PrunedFeedback,
+        place: tuple[object, ...] | None,
     ) -> Tensor:
         y = torch.conv2d(x, weight, bias, *geometry)
         # The weight is a parameter, which is there anyway; what is kept of it is no copy.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        ctx.geometry, ctx.way, ctx.x_shape = geometry, way, x.shape
+        ctx.geometry, ctx.way, ctx.place, ctx.x_shape = geometry, way, place, x.shape
         # Torch gives the exact grad_x the layout that it has chosen for y.
         ctx.channels_last = _ops.is_channels_last(y)
         return y
@@ -65,12 +80,12 @@ class _PrunedConv2d(torch.autograd.Function):
                 # Only its shape matters where the weight is frozen.
                 x = grad.new_empty(1).expand(ctx.x_shape)
             grad_x, grad_weight = _sign_ops.backward(
-                grad, weight, x, ctx.geometry, ctx.way, ctx.channels_last, (needs_x, needs_weight)
+                grad, weight, x, ctx.geometry, ctx.way, ctx.channels_last, (needs_x, needs_weight), ctx.place
             )
         return (
             grad_x if needs_x else None,
             grad_weight if needs_weight else None,
             # Nothing is saved by pruning it, and its sum over a map averages less of the noise out.
             grad.sum((0, 2, 3)) if needs_bias else None,
-            *(None, None),
+            *(None, None, None),
         )

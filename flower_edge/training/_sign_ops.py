@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flower_edge.kernels._pruned import PrunedGradient
-from flower_edge.kernels._sparse_grad import pack_signs, sparse_grad_input, sparse_grad_weight
+from flower_edge.kernels._sparse_backward import sparse_backward
+from flower_edge.kernels._sparse_grad import pack_signs
 from flower_edge.training import _choice, _ops
 from flower_edge.training._int8_ops import Geometry
 from flower_edge.training.pruning import PrunedFeedback, Pruner
@@ -19,8 +20,44 @@ _ops.library.define(  # type: ignore[no-untyped-call]
 )
 
 Needs = tuple[bool, bool]
+Gradients = tuple[Tensor | None, Tensor | None]
+Place = tuple[object, ...]
+
+
+class Found(NamedTuple):
+    """Both gradients, where they are wanted, and what pruning has left, where something is pruned."""
+
+    gradients: Gradients
+    nonzeros: int | None = None
+
+
 # A schedule that has moved by so much since a layer was measured has it measured again.
 _SPARSITY_STEP = 0.05
+# Pruning adds noise: it has to save so much time, and then what the clock is off by makes no layer slower.
+_WORTH_WHILE = 0.9
+
+
+def place_of(x: Tensor, weight: Tensor, way: PrunedFeedback) -> Place | None:
+    """Name a pass by all that decides which way back is faster; None where it has to be asked every time.
+
+    Parameters
+    ----------
+    x, weight : Tensor
+        As of :func:`backward`.
+    way : PrunedFeedback
+        What is pruned, and which way back errors take.
+
+    Returns
+    -------
+    tuple or None
+        Its layer aside.
+    """
+    if not way.measured or not _ops.is_eager(x) or _choice.saved_tensors_are_hooked():
+        return None
+    return (
+        *(x.shape, x.stride(), x.dtype, x.device, x.requires_grad),
+        *(weight.stride(), weight.requires_grad, torch.get_num_threads(), way.pruner.sparsity_now()),
+    )
 
 
 def backward(
@@ -31,6 +68,7 @@ def backward(
     way: PrunedFeedback,
     channels_last: bool,
     needs: Needs,
+    place: Place | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Form the gradients of input and weight of a convolution, and count what was left out.
 
@@ -48,6 +86,8 @@ def backward(
         Memory format of the gradient of the input.
     needs : tuple of bool
         Which of the two are wanted; the others are empty tensors.
+    place : tuple, optional
+        What to remember the pass by, if ever it is known to be exact for good.
 
     Returns
     -------
@@ -57,7 +97,7 @@ def backward(
     settings = (channels_last, *needs, way.signs, way.measured)
     with _ops.without_autocast(grad.device.type):
         if _ops.is_eager(grad):
-            return _backward(grad, weight, x, geometry, *settings, way.pruner)
+            return _backward(grad, weight, x, geometry, *settings, way.pruner, place)
         found: tuple[Tensor, Tensor] = torch.ops.flower_edge.conv2d_pruned_backward.default(
             grad, weight, x, *geometry, *settings, way.pruner.number
         )
@@ -75,15 +115,18 @@ def _backward(
     signs: bool,
     measured: bool,
     pruner: Pruner,
+    place: Place | None = None,
 ) -> tuple[Tensor, Tensor]:
     needs = (needs_x, needs_weight)
     if measured:
-        pruner.measurement = _measured(grad, weight, x, geometry, needs, signs, pruner)
-    gradients, kept = _by_the_faster_way(grad, weight, x, geometry, needs, signs, measured, pruner)
-    _count(pruner, grad, weight, needs, kept)
+        pruner.measurement = _measured(grad, weight, x, geometry, needs, signs, pruner, place)
+    (grad_x, grad_weight), nonzeros = _by_the_faster_way(
+        grad, weight, x, geometry, needs, signs, measured, pruner
+    )
+    _count(pruner, grad, weight, needs, nonzeros)
     return (
-        _laid_out(gradients[0], channels_last, grad) if needs_x else grad.new_empty(0),
-        _laid_out(gradients[1], _is_channels_last(weight), grad) if needs_weight else grad.new_empty(0),
+        grad.new_empty(0) if grad_x is None else _laid_out(grad_x, channels_last, grad),
+        grad.new_empty(0) if grad_weight is None else _laid_out(grad_weight, _is_channels_last(weight), grad),
     )
 
 
@@ -96,35 +139,40 @@ def _by_the_faster_way(
     signs: bool,
     measured: bool,
     pruner: Pruner,
-) -> tuple[tuple[Tensor, Tensor], PrunedGradient | None]:
-    known = pruner.measurement
-    pruner.path = "exact"
-    if measured and known is not None and known.exact_seconds <= known.method_seconds:
-        return _exact(grad, weight, x, geometry, needs), None
-    if pruner.sparsity_now() == 0:
-        if not signs:
-            return _exact(grad, weight, x, geometry, needs), None
+) -> Found:
+    if measured and _is_exact(pruner.measurement):
+        pruner.path = "exact"
+        return Found(_exact(grad, weight, x, geometry, needs))
+    return _by_the_method(grad, weight, x, geometry, needs, signs, pruner)
+
+
+def _by_the_method(
+    grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs, signs: bool, pruner: Pruner
+) -> Found:
+    sparsity, threshold = pruner.sparsity_now(), None
+    if sparsity > 0:
+        threshold = pruner.threshold(_precise(grad))
+    elif signs:
         pruner.path = "dense"
-        return _dense(grad, weight, x, geometry, needs), None
-    threshold = pruner.threshold(_precise(grad))
-    if not math.isfinite(threshold):
+        return Found(_dense(grad, weight, x, geometry, needs))
+    if sparsity == 0 or (threshold is not None and not math.isfinite(threshold)):
         # What is infinite or no number must stay so: a GradScaler looks for it.
-        return _exact(grad, weight, x, geometry, needs), None
+        pruner.path = "exact"
+        return Found(_exact(grad, weight, x, geometry, needs))
     pruner.path = "sparse"
-    return _sparse(grad, weight, x, geometry, needs, signs, pruner, threshold)
+    tensors = (_precise(grad), _precise(weight), _precise(x) if needs[1] else x)
+    numbers: tuple[Any, ...] = (sparsity, pruner.seed_now(), *geometry)
+    *gradients, nonzeros = sparse_backward(*tensors, *numbers, signs=signs, threshold=threshold, needs=needs)
+    return Found((gradients[0], gradients[1]), nonzeros)
 
 
-def _exact(
-    grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs
-) -> tuple[Tensor, Tensor]:
+def _exact(grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs) -> Gradients:
     rest = (*geometry[:3], False, [0, 0], geometry.groups, [*needs, False])
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)
-    return found[0], found[1]
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)
+    return grad_x, grad_weight
 
 
-def _dense(
-    grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs
-) -> tuple[Tensor, Tensor]:
+def _dense(grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs) -> Gradients:
     """Form both gradients with nothing pruned: through the signs, and exactly."""
     signs = pack_signs(_precise(weight)).unpacked().to(grad.dtype) if needs[0] else weight
     return (
@@ -133,7 +181,7 @@ def _dense(
     )
 
 
-def _sparse(
+def _measured(
     grad: Tensor,
     weight: Tensor,
     x: Tensor,
@@ -141,20 +189,7 @@ def _sparse(
     needs: Needs,
     signs: bool,
     pruner: Pruner,
-    threshold: float,
-) -> tuple[tuple[Tensor, Tensor], PrunedGradient]:
-    pruned = pruner.prune(_precise(grad), threshold)
-    grad_x = grad_weight = grad
-    if needs[0]:
-        back = pack_signs(_precise(weight)) if signs else _precise(weight)
-        grad_x = sparse_grad_input(pruned, back, tuple(x.shape), *geometry)
-    if needs[1]:
-        grad_weight = sparse_grad_weight(pruned, _precise(x), tuple(weight.shape), *geometry)
-    return (grad_x, grad_weight), pruned
-
-
-def _measured(
-    grad: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, needs: Needs, signs: bool, pruner: Pruner
+    place: Place | None,
 ) -> _choice.Measurement | None:
     # Of every backward pass, so it has to be made quickly.
     key = (
@@ -167,22 +202,33 @@ def _measured(
         return _exact(grad, weight, x, geometry, needs)
 
     def ours() -> object:
-        threshold = pruner.threshold(_precise(grad))
-        if pruner.sparsity_now() == 0 or not math.isfinite(threshold):
-            return _dense(grad, weight, x, geometry, needs)
-        return _sparse(grad, weight, x, geometry, needs, signs, pruner, threshold)
+        return _by_the_method(grad, weight, x, geometry, needs, signs, pruner)
 
-    return _choice.looked_up(key, grad, lambda: _choice.timed(exact, ours, grad.device))
+    known = _choice.looked_up(key, grad, lambda: _choice.timed(exact, ours, grad.device))
+    has_risen = pruner.sparsity_now() == pruner.sparsity
+    if place is not None and has_risen and _is_exact(known) and _choice.is_known_for_good(key):
+        pruner.settled.add(place)
+    return known
 
 
-def _count(pruner: Pruner, grad: Tensor, weight: Tensor, needs: Needs, pruned: PrunedGradient | None) -> None:
+def _is_exact(known: _choice.Measurement | None) -> bool:
+    return known is not None and _WORTH_WHILE * known.exact_seconds <= known.method_seconds
+
+
+def count_exact(pruner: Pruner, grad: Tensor, weight: Tensor, needs: Needs) -> None:
+    """Count a backward pass that torch has made alone."""
+    pruner.path = "exact"
+    _count(pruner, grad, weight, needs, None)
+
+
+def _count(pruner: Pruner, grad: Tensor, weight: Tensor, needs: Needs, nonzeros: int | None) -> None:
     tally = pruner.tally
     tally.passes += 1
     # Of every backward pass, so no tensor is made for it.
     each = weight.numel() // weight.shape[0] * sum(needs)
     tally.macs += grad.numel() * each
-    if pruned is not None:
-        zeros = grad.numel() - pruned.nonzeros
+    if nonzeros is not None:
+        zeros = grad.numel() - nonzeros
         tally.elements += grad.numel()
         tally.zeros += zeros
         tally.skipped_macs += zeros * each

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from flower_edge.kernels._pruned import PrunedGradient
-from flower_edge.kernels._sparse_grad import pack_signs, prune, pruning_threshold
+from flower_edge.kernels._sparse_grad import pack_signs
 from flower_edge.training._choice import Measurement
 
 _numbers = count()
@@ -113,6 +112,9 @@ class Pruner:
         What the latest backward pass knew of the times of both ways.
     path : str or None
         Which way the latest backward pass took: "sparse", "dense" or "exact".
+    settled : set of tuple
+        What :func:`flower_edge.training._sign_ops.place_of` calls the passes that are exact for good, in this
+        process.
     number : int
         Names it in this process.
     """
@@ -126,6 +128,7 @@ class Pruner:
         self.tally = Tally()
         self.measurement: Measurement | None = None
         self.path: str | None = None
+        self.settled: set[tuple[object, ...]] = set()
         self.number = self._enter()
 
     @staticmethod
@@ -145,19 +148,16 @@ class Pruner:
         """Return the seed of the present pass."""
         return (self.seed + self.tally.passes) % _SEEDS
 
-    def threshold(self, grad: Tensor) -> float:
-        """Return the threshold with which the share of zeros is expected to be what is aimed for."""
-        return pruning_threshold(grad, self.sparsity_now())
-
-    def prune(self, grad: Tensor, threshold: float) -> PrunedGradient:
-        """Prune the gradient of the present pass."""
-        return prune(grad, threshold, self.seed_now())
+    def threshold(self, grad: Tensor) -> float | None:
+        """Return the threshold; None: the one that is expected to leave the share of zeros aimed for."""
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "number"}
+        return {name: value for name, value in vars(self).items() if name not in ("number", "settled")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self.settled = set()
         self.number = self._enter()
 
     def _enter(self) -> int:
