@@ -20,11 +20,11 @@ TARGET FE_INLINE VEC NAME(zip_high)(VEC a, VEC b) {
 #define CELL_BY_CELL 1
 #include "means.h"
 
-#include "rows.h"
-
 /* Bound by memory: half as large, these are as fast. */
 #pragma GCC push_options
 #pragma GCC optimize("Os")
+#include "rows.h"
+
 #include "planes.h"
 #pragma GCC pop_options
 

@@ -187,7 +187,7 @@ class Measurement:
             joules=total - meter.idle_watts * seconds,
             total_joules=total,
             seconds=seconds,
-            resolution=total / seconds * min(between_looks, seconds) if seconds else 0.0,
+            resolution=min(total, total / seconds * between_looks) if seconds else 0.0,
             idle_watts=meter.idle_watts,
             source=meter.sensor.source,
         )

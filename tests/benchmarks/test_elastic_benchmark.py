@@ -57,15 +57,16 @@ def timing(forward: float, backward: float, optimizer: float) -> StepTiming:
     return StepTiming(*(Timing((seconds,) * 7) for seconds in (forward, backward, optimizer)))
 
 
-def predicting_1000_bytes(choice: Choice) -> Choice:
+def predicting_1000_bytes(choice: Choice, backward_seconds: float) -> Choice:
     """Return it as if it had been made in 3 seconds."""
     cost = replace(choice.selection.cost, saved_bytes=1000)
     selection = replace(choice.selection, cost=cost)
-    return replace(choice, selection=selection, probe_seconds=2.5, solve_seconds=0.5)
+    times = {"backward_seconds": backward_seconds, "probe_seconds": 2.5, "solve_seconds": 0.5}
+    return replace(choice, selection=selection, **times)
 
 
 def test_errors_and_gains_are_ratios(found: dict[float, Found]) -> None:
-    choice = predicting_1000_bytes(found[0.5].choice)
+    choice = predicting_1000_bytes(found[0.5].choice, backward_seconds=1.0)
     part = Found(choice, 0.5, timing(1.0, 1.1, 0.0), timing(1.0, 2.0, 0.3), saved_bytes=900)
 
     assert part.measured_share == pytest.approx(0.55)
@@ -76,9 +77,14 @@ def test_errors_and_gains_are_ratios(found: dict[float, Found]) -> None:
 
 
 def test_claims_have_the_bounds_of_the_shares(found: dict[float, Found]) -> None:
-    choice = predicting_1000_bytes(found[0.5].choice)
     made = {
-        share: Found(choice, share, timing(1.0, 2 * share, 0.0), timing(1.0, 2.0, 0.1), saved_bytes=1000)
+        share: Found(
+            predicting_1000_bytes(found[0.5].choice, backward_seconds=2 * share),
+            share,
+            timing(1.0, 2 * share, 0.0),
+            timing(1.0, 2.0, 0.1),
+            saved_bytes=1000,
+        )
         for share in SHARES
     }
     small, large = (Benchmark("elastic", quick=False) for _ in range(2))
