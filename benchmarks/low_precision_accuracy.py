@@ -85,7 +85,7 @@ def finish(of: Run, budget: Budget, folder: Path, until: float) -> None:
         return
     torch.set_num_threads(1)
     outcome = train(of, budget, *cifar10(folder))
-    keep(path, {**asdict(of), **asdict(outcome)})
+    keep(path, {"run": asdict(of), **asdict(outcome)})
     say(f"{of}: {outcome}")
 
 

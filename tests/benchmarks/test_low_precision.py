@@ -75,7 +75,7 @@ def test_a_run_is_done_once_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None
 
     assert done == [CORE]
     kept = json.loads(kept_at(CORE, budget).read_text())
-    assert (kept["skew"], kept["consensus"], kept["megabytes"]) == (0.0, 0.7, 100.0)
+    assert (kept["run"]["skew"], kept["consensus"], kept["megabytes"]) == (0.0, 0.7, 100.0)
 
 
 def test_everything_that_decides_an_outcome_names_it() -> None:
