@@ -127,7 +127,8 @@ def test_a_full_disk_stops_nobody(count: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [some(1), some(2)])
 def test_frames_that_break_the_rules_cost_their_links_one_round(count: int, tmp_path: Path) -> None:
     """Corrupted, truncated, sent twice, of an earlier round, too large: one kind after another."""
-    with processes(tmp_path, seconds=0.04) as fleet:
+    # Between two kinds there has to be time to dial again: 0.2 s to wait, as much of gRPC's own, a handshake.
+    with processes(tmp_path, seconds=0.1) as fleet:
         bad = victims(count)
         nodes = [fleet.start(node, "bad frames" if node in bad else "") for node in range(NODES)]
         check_survivors(nodes, [])
