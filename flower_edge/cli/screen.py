@@ -1,8 +1,11 @@
 """What the command writes to the terminal."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import (
@@ -42,11 +45,43 @@ def complain(text: str) -> None:
 
 
 @contextmanager
+def heeding_interrupts() -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C end long work wherever it is met; yields what raises it again if somebody has swallowed it.
+
+    An import that is interrupted may report an error of its own, and a callback of C drops what is raised.
+    """
+    received = False
+
+    def heed(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = True
+        signal.default_int_handler(number, frame)
+
+    def again() -> None:
+        if received:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    watched = before is signal.default_int_handler and current_thread() is main_thread()
+    if watched:
+        signal.signal(signal.SIGINT, heed)
+    try:
+        yield again
+    except Exception:
+        again()
+        raise
+    finally:
+        if watched:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def progress_bar(what: str = "looking for plans") -> Iterator[Callable[[str, int, int], None] | None]:
     """Show on stderr how far long work is; yields the callback for it, None where no terminal is there."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+        with heeding_interrupts():
+            yield None
         return
     columns = (
         SpinnerColumn(),
@@ -55,10 +90,11 @@ def progress_bar(what: str = "looking for plans") -> Iterator[Callable[[str, int
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with heeding_interrupts() as again, Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None)
 
         def advance(step: str, done: int, total: int) -> None:
+            again()
             progress.update(task, description=f"done: {step}", completed=done, total=total)
 
         yield advance

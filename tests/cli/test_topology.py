@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from command import COMMAND, FRONTIER, MAP, QUICK, ROOT, WH, png_size, refused, 
 from processes import heed_ctrl_c
 
 from flower_edge.cli import app
+from flower_edge.cli.screen import heeding_interrupts
 from flower_edge.gossip import GossipPlan, UnicastEnergy, load_graph, optimize
 from flower_edge.gossip.radio import WAVELAN_2MBIT, Radio
 
@@ -208,6 +211,36 @@ def test_ctrl_c_ends_a_long_solve_and_leaves_nothing(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert output == b""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_import_that_is_cut_short_is_an_interrupt(ctrl_c: Callable[[], None]) -> None:
+    def half_an_import() -> None:
+        try:
+            ctrl_c()
+        except KeyboardInterrupt:
+            raise ImportError("cannot import name") from None
+
+    with pytest.raises(KeyboardInterrupt), heeding_interrupts():
+        half_an_import()
+    with pytest.raises(ImportError, match="nothing"), heeding_interrupts():
+        raise ImportError("nothing of the kind")
+
+
+def test_an_interrupt_that_is_swallowed_is_raised_again(ctrl_c: Callable[[], None]) -> None:
+    with heeding_interrupts() as again:
+        again()
+        with suppress(KeyboardInterrupt):
+            ctrl_c()
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:
