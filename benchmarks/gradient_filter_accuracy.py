@@ -13,9 +13,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from itertools import groupby
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -214,11 +216,19 @@ def found(group: list[Case], method: Method, quick: bool) -> Found | None:
 
 def costs(case: Case, method: Method, folder: Path) -> Cost:
     """Count and time a backward pass with batches of the case, channels last: the faster layout for both."""
+    torch.set_num_threads(1)
     budget = Budget(images=64, epochs=1, batch=64, test_images=1)
     task = fine_tuning(Case(case.network, 1, case.layers, 0), budget, folder)
     model = task.model(change(method, case.layers, measured=True))
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return backward_cost(model, task.batches[0][0].contiguous(memory_format=torch.channels_last))
+
+
+def settled_costs(case: Case, method: Method, folder: Path) -> Cost:
+    """Take the median of five processes: one is luckier with its memory than another by a third."""
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        found = [pool.submit(costs, case, method, folder) for _ in range(5)]
+        return sorted((each.result() for each in found), key=lambda cost: cost.seconds_ratio)[2]
 
 
 def groups(quick: bool) -> Iterator[list[Case]]:
@@ -244,7 +254,9 @@ def fill(bench: Benchmark, folder: Path, hours: float, device: str) -> list[dict
             outcome = found(group, method, bench.quick)
             if outcome is None:
                 continue
-            cost = None if method.components == 0 else costs(group[0], method, folder)
+            is_claimed = method == DEFAULT and astuple(group[0])[:3] == CLAIMED
+            time_it = settled_costs if is_claimed else costs
+            cost = None if method.components == 0 else time_it(group[0], method, folder)
             bench.row(
                 network=group[0].network,
                 nodes=group[0].nodes,
@@ -328,7 +340,7 @@ def main(bench: Benchmark) -> None:
         0.75,
     )
     bench.at_least(
-        f"times less backward time in the filtered layers, measured: {text}",
+        f"times less backward time in the filtered layers, measured, median of five processes: {text}",
         default["backward_faster_measured"],
         5.0,
     )
