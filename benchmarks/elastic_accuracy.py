@@ -12,9 +12,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,8 @@ from benchmarks import kept_runs
 from benchmarks.cifar import cache_folder, cifar10, data_folder
 from benchmarks.elastic_methods import TRACKED, Method, choosing, share_of, train_only
 from benchmarks.fine_tuning import Budget, FineTuning
-from benchmarks.harness import Benchmark, cores, run
-from benchmarks.kept_runs import checkpoint_digest, keep, say
+from benchmarks.harness import Benchmark, run
+from benchmarks.kept_runs import checkpoint_digest, keep, runners, say
 from benchmarks.networks import blocks
 from benchmarks.pretrain import pretrained
 from benchmarks.step_times import TrainingStep, interleaved_steps
@@ -198,7 +196,7 @@ def fill(bench: Benchmark, folder: Path) -> dict[str, dict[Method, Found]]:
     every = cases(bench.quick)
     # Before the pool starts: nothing else of this benchmark runs while it measures.
     profiles = {network: profile_of(network, folder) for network in dict.fromkeys(c.network for c in every)}
-    with ProcessPoolExecutor(min(2, cores()), get_context("spawn")) as pool:
+    with runners() as pool:
         jobs = [pool.submit(finish, case, todo, budget, profiles[case.network], folder) for case in every]
         for job in jobs:
             job.result()

@@ -13,10 +13,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +24,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import kept_runs
 from benchmarks.cifar import CLASSES, Images, cache_folder, cifar10, data_folder, dirichlet_split, normalised
-from benchmarks.harness import Benchmark, cores, run
-from benchmarks.kept_runs import checkpoint_digest, keep, say
+from benchmarks.harness import Benchmark, run
+from benchmarks.kept_runs import checkpoint_digest, keep, runners, say
 from benchmarks.pretrain import pretrained
 from benchmarks.stragglers import NODES, Board, Race, Way
 from flower_edge.gossip import DPSGD, GossipPlan, full_graph_plan, torus
@@ -286,7 +284,7 @@ def fill(bench: Benchmark, folder: Path) -> dict[Way, list[Outcome]]:
     race, seeds = race_of(bench.quick), 1 if bench.quick else SEEDS
     # Before the pool starts: nothing else of this benchmark runs while it measures.
     profile = profile_of(folder)
-    with ProcessPoolExecutor(min(2, cores()), get_context("spawn")) as pool:
+    with runners() as pool:
         jobs = [
             pool.submit(finish, way, race, seed, profile, folder)
             for seed in range(seeds)

@@ -157,7 +157,6 @@ def finish(
     missing = [method for method in methods_of(case) if not kept_at(case, method, budget).exists()]
     if not missing or time.time() > until:
         return
-    torch.set_num_threads(1)
     task = fine_tuning(case, budget, folder, device)
     for method in missing:
         if time.time() > until:
@@ -248,7 +247,6 @@ def fill(bench: Benchmark, folder: Path, hours: float, device: str) -> list[dict
         ]
         for job in jobs:
             job.result()
-    torch.set_num_threads(1)
     for group in groups(bench.quick):
         for method in methods_of(group[0]):
             outcome = found(group, method, bench.quick)

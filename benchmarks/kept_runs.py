@@ -78,7 +78,7 @@ def keep(path: Path, outcome: Mapping[str, Any]) -> None:
     scratch.replace(path)
 
 
-def runners(device: str) -> ProcessPoolExecutor:
+def runners(device: str = "cpu") -> ProcessPoolExecutor:
     """Start the processes that do runs: two, or one for each core where a GPU works for them.
 
     What a GPU does for one process leaves most of it idle.

@@ -12,20 +12,16 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks import kept_runs
 from benchmarks.cifar import cifar10, data_folder
 from benchmarks.fine_tuning import Budget
-from benchmarks.harness import Benchmark, cores, run
-from benchmarks.kept_runs import keep, say
+from benchmarks.harness import Benchmark, run
+from benchmarks.kept_runs import keep, runners, say
 from benchmarks.low_precision_runs import ARITHMETICS, EXCHANGES, Outcome, Run, train
 
 PROTOCOL = 1
@@ -83,7 +79,6 @@ def finish(of: Run, budget: Budget, folder: Path, until: float) -> None:
     path = kept_at(of, budget)
     if path.exists() or time.time() > until:
         return
-    torch.set_num_threads(1)
     outcome = train(of, budget, *cifar10(folder))
     keep(path, {"run": asdict(of), **asdict(outcome)})
     say(f"{of}: {outcome}")
@@ -136,7 +131,7 @@ def found(case: Run, quick: bool) -> Found | None:
 def fill(bench: Benchmark, folder: Path, hours: float) -> dict[Run, Found]:
     """Run what is not kept, as time permits, and fill the table with what is complete."""
     until = time.time() + 3600 * hours
-    with ProcessPoolExecutor(min(2, cores()), get_context("spawn")) as pool:
+    with runners() as pool:
         jobs = [
             pool.submit(finish, of, budget_of(case, bench.quick), folder, until)
             for case in cases(bench.quick)

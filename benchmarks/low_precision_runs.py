@@ -139,7 +139,7 @@ def batches(images: Images, run: Run, budget: Budget) -> Iterator[list[tuple[Ten
         yield [(normalised(augmented(images.pixels[rows], generator)), images.labels[rows]) for rows in picks]
 
 
-def train(run: Run, budget: Budget, images: Images, test: Images, device: str = "cpu") -> Outcome:
+def train(run: Run, budget: Budget, images: Images, test: Images) -> Outcome:
     """Train by local steps of SGD with momentum, each followed by an exchange.
 
     Parameters
@@ -150,10 +150,8 @@ def train(run: Run, budget: Budget, images: Images, test: Images, device: str = 
         Its batch is that of all nodes together.
     images, test : Images
         Of all classes.
-    device : str, default "cpu"
-        Where models are trained; what nodes exchange is mixed on the CPU.
     """
-    first = network(run.norm, run.seed).to(device)
+    first = network(run.norm, run.seed)
     models = [copy.deepcopy(first) for _ in range(run.nodes)]
     method = ARITHMETICS[run.arithmetic]
     if method is not None:
@@ -174,7 +172,7 @@ def train(run: Run, budget: Budget, images: Images, test: Images, device: str = 
             for group in optimizer.param_groups:
                 group["lr"] = budget.rate_at(step)
             optimizer.zero_grad()
-            torch.autograd.backward(cross_entropy(model(x.to(device)), y.to(device)))
+            torch.autograd.backward(cross_entropy(model(x), y))
             optimizer.step()
             fleet.update(node, model.state_dict())
         fleet.mix(step, range(run.nodes))

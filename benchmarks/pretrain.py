@@ -85,9 +85,8 @@ def optimizer_of(model: nn.Module, rate: float, momentum: float, weight_decay: f
 def accuracy(model: nn.Module, images: Images, batch: int = 500) -> float:
     """Return the share of images that a model gets right; it is left in evaluation mode."""
     model.eval()
-    device = next(model.parameters()).device
     with torch.inference_mode():
-        right = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in images.batches(batch))
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in images.batches(batch))
     return right / len(images)
 
 

@@ -153,7 +153,6 @@ def finish(
     path = kept_at(case, method, budget)
     if path.exists() or time.time() > until:
         return
-    torch.set_num_threads(1)
     task = FineTuning(start(case), blocks, None, *cifar10(folder), budget, case.seed, device=device)
     # Of the pruning; the data have a generator of their own.
     torch.manual_seed(case.seed)
