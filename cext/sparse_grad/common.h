@@ -106,6 +106,8 @@ typedef struct {
     void (*gather)(const product_job *job);
     /* `channels` floats each of `count` cells. */
     void (*copy)(float *to, int64_t step, const float *from, int64_t from_step, int64_t count, int64_t channels);
+    /* to += from */
+    void (*add)(float *to, const float *from, int64_t count);
 } sparse_version;
 
 /* The kernels that run under this ceiling. */

@@ -15,8 +15,10 @@ typedef struct {
     const float *x;
     float *grad;
     tiling over;
-    /* Parts that the outputs are divided into. */
-    int64_t parts;
+    /* Parts that the outputs are divided into, and the tiles. */
+    int64_t parts, slabs;
+    /* The second slab's gradient. */
+    float *other;
     /* Whether all blocks of a strip, which is all tiles of some images, come before the next one; else all strips of a block. */
     int by_strips;
     /* Floats from one tap's sums to the next, where `grad` is no gradient, but sums. */
@@ -29,6 +31,12 @@ typedef struct {
 /* Non-zeros that make up for the loads, the stores and the unforeseen end of a loop over those of a pixel; with more channels at a
  * time, fewer of the weights that these look up stay in the nearest cache. */
 enum { ENOUGH = 9 };
+
+enum {
+    /* Pixels for each weight of a filter that make a second gradient cheap, and weights that are worth a thread. */
+    PIXELS = 2,
+    GRAIN = 32768,
+};
 
 static int64_t stretches_of(const fe_nonzeros *from) {
     int64_t left = 1;
@@ -307,11 +315,11 @@ static void fill(const work *of, int64_t tile, const block *channels, float *cel
 }
 
 /* Sums of a block of channels go to where they belong. */
-static void spread(const work *of, int64_t part, const block *channels, const float *sums) {
+static void spread(const work *of, float *grad, int64_t part, const block *channels, const float *sums) {
     const fe_conv *conv = of->conv;
     const int64_t taps = conv->kernel[0] * conv->kernel[1], cell = of->over.cell;
     const int64_t first = part * conv->outputs / of->parts * taps, last = (part + 1) * conv->outputs / of->parts * taps;
-    float *to = of->grad + first * conv->inputs + channels->channel;
+    float *to = grad + first * conv->inputs + channels->channel;
     of->version->copy(to, conv->inputs, sums + first * cell, cell, last - first, channels->channels);
 }
 
@@ -334,23 +342,44 @@ static void weight_items(int64_t first, int64_t last, void *context) {
         sums.row = of->over.cell;
     }
     for (int64_t i = first; i < last; i++) {
-        const block channels = fe_block_of(&of->over, conv, i / of->parts);
+        const int64_t part = i % of->parts, slab = i / of->parts / of->over.blocks;
+        const int64_t begin = slab * of->over.tiles / of->slabs, end = (slab + 1) * of->over.tiles / of->slabs;
+        const block channels = fe_block_of(&of->over, conv, i / of->parts % of->over.blocks);
         memset(cells, 0, (size_t)room * sizeof *cells);
-        for (int64_t tile = 0; tile < of->over.tiles; tile++) {
+        for (int64_t tile = begin; tile < end; tile++) {
             fill(of, tile, &channels, cells);
-            multiply(&sums, tile, &channels, cells, i % of->parts, tile == 0);
+            multiply(&sums, tile, &channels, cells, part, tile == begin);
         }
         if (is_apart)
-            spread(of, i % of->parts, &channels, sums.grad);
+            spread(of, slab ? of->other : of->grad, part, &channels, sums.grad);
     }
     free(memory);
 }
 
+/* One output's gradients after the other. */
+static void merge_slabs(int64_t first, int64_t last, void *context) {
+    const work *of = context;
+    const int64_t filter = of->conv->kernel[0] * of->conv->kernel[1] * of->conv->inputs;
+    of->version->add(of->grad + first * filter, of->other + first * filter, (last - first) * filter);
+}
+
 int fe_sparse_grad_weight(fe_isa ceiling, float *grad, const fe_lists *lists, const float *x, const fe_conv *conv,
                           int64_t pieces) {
-    work of = {.version = fe_sparse_version(ceiling), .lists = lists, .conv = conv, .x = x, .grad = grad};
+    work of = {.version = fe_sparse_version(ceiling), .lists = lists, .conv = conv, .x = x, .grad = grad, .slabs = 1};
     fe_tiling_of(&of.over, of.version, conv);
-    of.parts = larger(1, smaller(conv->outputs / conv->groups, ceiling_of(pieces, of.over.blocks)));
-    int error = fe_parallel_for(of.over.blocks * of.parts, 1, weight_items, &of);
+    const int64_t filter = conv->kernel[0] * conv->kernel[1] * conv->inputs;
+    void *memory = NULL;
+    /* Where weights are few, a thread does best with the lists that it has written itself. */
+    if (conv->groups == 1 && of.over.tiles > 1 && conv->images * of.over.out[0] * of.over.out[1] >= PIXELS * filter) {
+        of.slabs = 2;
+        of.other = take_floats(conv->outputs * filter, &memory);
+        if (!of.other)
+            return -1;
+    }
+    of.parts = larger(1, smaller(conv->outputs / conv->groups, ceiling_of(pieces, of.slabs * of.over.blocks)));
+    int error = fe_parallel_for(of.slabs * of.over.blocks * of.parts, 1, weight_items, &of);
+    if (!error && of.slabs > 1 && !atomic_load(&of.out_of_memory))
+        error = fe_parallel_for(conv->outputs, ceiling_of(GRAIN, filter), merge_slabs, &of);
+    free(memory);
     return atomic_load(&of.out_of_memory) ? -1 : error;
 }

@@ -317,6 +317,13 @@ TARGET static void NAME(copy)(float *to, int64_t step, const float *from, int64_
     }
 }
 
+TARGET static void NAME(add_to)(float *to, const float *from, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t n = smaller(LANES, count - i);
+        NAME(store)(to + i, NAME(add)(NAME(load)(to + i, n), NAME(load)(from + i, n)), n);
+    }
+}
+
 static const sparse_version NAME(version) = {
     .lanes = LANES,
     .vectors = VECTORS,
@@ -330,4 +337,5 @@ static const sparse_version NAME(version) = {
     .scatter = NAME(scatter),
     .gather = NAME(gather),
     .copy = NAME(copy),
+    .add = NAME(add_to),
 };

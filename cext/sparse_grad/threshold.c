@@ -2,7 +2,6 @@
 #include "common.h"
 
 #include "parallel.h"
-#include "seed.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -43,12 +42,13 @@ static void count_run(uint64_t bins[APART][BINS], const float *x, int64_t count)
     }
 }
 
-/* Of each of `taken` parts of equal length, a run anywhere in it. */
+/* Of each of `taken` parts of equal length, a run anywhere in it: the golden section's multiples leave out no channel. */
 static int64_t run_of(const histogram *of, int64_t i) {
     if (of->taken == of->runs)
         return i;
     int64_t begin = i * of->part >> 16, end = (i + 1) * of->part >> 16;
-    return begin + (int64_t)((fe_mixed((uint64_t)i) >> 32) * (uint64_t)(end - begin) >> 32);
+    const uint32_t where = (uint32_t)i * 0x9e3779b1u;
+    return begin + (int64_t)(where * (uint64_t)(end - begin) >> 32);
 }
 
 static void count_pieces(int64_t first, int64_t last, void *context) {
@@ -67,11 +67,8 @@ static void count_pieces(int64_t first, int64_t last, void *context) {
     }
 }
 
-/* Count and sum of a bin's elements. */
-static void read_bin(const histogram *of, int64_t bin, double *count, double *sum) {
-    uint64_t all = 0;
-    for (int i = 0; i < PIECES * APART; i++)
-        all += of->bins[i / APART][i % APART][bin];
+/* How many elements a bin of all pieces has, and their sum. */
+static void read_bin(uint64_t all, int64_t bin, double *count, double *sum) {
     const int64_t exponent = bin >> LEADING, leading = bin & ((1 << LEADING) - 1);
     const uint64_t rest = all & ((UINT64_C(1) << SUM_BITS) - 1);
     *count = (double)(all >> SUM_BITS);
@@ -81,21 +78,27 @@ static void read_bin(const histogram *of, int64_t bin, double *count, double *su
 
 /* With each bin's elements at their mean: where, of those below the threshold, count - sum / threshold is what is wanted. */
 static double threshold_of(const histogram *of, double sparsity) {
-    double counts[FINITE], sums[FINITE], total = 0.0;
-    for (int64_t bin = 0; bin < FINITE; bin++) {
-        read_bin(of, bin, &counts[bin], &sums[bin]);
-        total += counts[bin];
-    }
+    uint64_t bins[FINITE] = {0};
+    for (int i = 0; i < PIECES * APART; i++)
+        for (int64_t bin = 0; bin < FINITE; bin++)
+            bins[bin] += of->bins[i / APART][i % APART][bin];
+    double total = 0.0;
+    for (int64_t bin = 0; bin < FINITE; bin++)
+        total += (double)(bins[bin] >> SUM_BITS);
     const double wanted = sparsity * total;
-    double below = counts[0], sum = 0.0;
+    double below = (double)(bins[0] >> SUM_BITS), sum = 0.0;
     if (below >= wanted)
         return 0.0;
     for (int64_t bin = 1; bin < FINITE; bin++) {
+        if (!bins[bin])
+            continue;
+        double of_bin, sum_of_bin;
+        read_bin(bins[bin], bin, &of_bin, &sum_of_bin);
         /* (below - wanted) mean >= sum */
-        if (counts[bin] > 0.0 && (below - wanted) * sums[bin] >= sum * counts[bin])
+        if ((below - wanted) * sum_of_bin >= sum * of_bin)
             break;
-        below += counts[bin];
-        sum += sums[bin];
+        below += of_bin;
+        sum += sum_of_bin;
     }
     return sum / (below - wanted);
 }
