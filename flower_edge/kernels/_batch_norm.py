@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from flower_edge.kernels import _dispatch, _threads
-from flower_edge.kernels._maps import check_map, empty_map, is_channels_last, is_served
+from flower_edge.kernels._maps import check_map, empty_map, is_channels_last, is_served, new_bytes, new_floats
 from flower_edge.kernels._workspace import workspace
 
 if TYPE_CHECKING:
@@ -83,14 +83,14 @@ def batch_norm(
     is_last, given = is_channels_last(x), x.dtype
     computed_in = torch.float64 if given == torch.float64 else torch.float32
     x = x.to(computed_in)
-    weight, bias = (None if t is None else t.to(computed_in) for t in (weight, bias))
+    weight, bias = (None if t is None else t.to(computed_in).contiguous() for t in (weight, bias))
     extension = _dispatch.extension
     if extension is None or not is_served(x):
         y, statistics, bits = _slow(x, weight, bias, eps, cap)
     else:
         source = x.contiguous(memory_format=torch.channels_last)
-        y, statistics = _empty_like(x), torch.empty(3, x.shape[1])
-        bits = _empty_bits(x) if cap is not None else torch.empty(0, dtype=torch.uint8)
+        y, statistics = _empty_like(x), new_floats(3, x.shape[1])
+        bits = _empty_bits(x) if cap is not None else new_bytes(0)
         _threads.connect(extension)
         extension.batch_norm(
             *(_dispatch.ceiling(), source.data_ptr(), y.data_ptr(), bits.data_ptr(), statistics.data_ptr()),
@@ -139,7 +139,7 @@ def batch_norm_backward(
     is_last, given = is_channels_last(x), x.dtype
     computed_in = statistics.dtype
     x, grad = x.to(computed_in), grad.to(computed_in)
-    weight = None if weight is None else weight.to(computed_in)
+    weight = None if weight is None else weight.to(computed_in).contiguous()
     extension = _dispatch.extension
     grad_x: torch.Tensor | None
     if extension is None or not is_served(x):
@@ -147,11 +147,12 @@ def batch_norm_backward(
     else:
         channels = x.shape[1]
         source, error = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+        statistics = statistics.contiguous()
         grad_x = _empty_like(x) if needs_x else None
-        grad_weight, grad_bias = torch.empty(channels), torch.empty(channels)
+        grad_weight, grad_bias = new_floats(channels), new_floats(channels)
         _threads.connect(extension)
         extension.batch_norm_backward(
-            *(_dispatch.ceiling(), source.data_ptr(), statistics.contiguous().data_ptr(), bits.data_ptr()),
+            *(_dispatch.ceiling(), source.data_ptr(), statistics.data_ptr(), bits.data_ptr()),
             *(error.data_ptr(), 0 if grad_x is None else grad_x.data_ptr()),
             *(grad_weight.data_ptr(), grad_bias.data_ptr()),
             *_numbers(x, weight, None, 0.0, None),

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._int8_quantise import meaning_of
 from flower_edge.kernels._int8_reference import value_range_reference
@@ -35,7 +37,7 @@ def quantised_sum(x: QuantisedTensor, y: QuantisedTensor, *, relu: bool = False)
     import torch
 
     a, b = x.values, y.values
-    if a.shape != b.shape or a.stride() != b.stride():
+    if a.shape != b.shape or not (a.stride() == b.stride() or (_is_usual(a) and _is_usual(b))):
         raise ValueError(
             f"y has shape {tuple(b.shape)} and strides {b.stride()}, expected those of x, {tuple(a.shape)} "
             f"and {a.stride()}"
@@ -45,7 +47,7 @@ def quantised_sum(x: QuantisedTensor, y: QuantisedTensor, *, relu: bool = False)
         total = _floats(x) + _floats(y)
         low, high = value_range_reference(total)
         scale, zero_point = _meaning(low, high, relu)
-        steps = (total * float(torch.tensor(1 / scale))).add_(zero_point).round_().clamp_(0, LEVELS)
+        steps = (total * _rounded(1 / scale)).add_(zero_point).round_().clamp_(0, LEVELS)
         return QuantisedTensor(torch.empty_like(a).copy_(steps), scale, zero_point)
     _threads.connect(extension)
     maps = (*_map(x), *_map(y), a.numel())
@@ -118,11 +120,21 @@ def _meaning(low: float, high: float, relu: bool) -> tuple[float, int]:
     return meaning_of(0.0 if relu else low, high)
 
 
+def _is_usual(x: "torch.Tensor") -> bool:
+    """Tell whether a map has channels last, by the order in memory: strides of sides of 1 say nothing."""
+    import torch
+
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
 def _map(x: QuantisedTensor) -> tuple[int, float, int]:
     return x.values.data_ptr(), x.scale, x.zero_point
 
 
 def _floats(x: QuantisedTensor) -> Any:
-    import torch
+    return (x.values.float() - x.zero_point) * _rounded(x.scale)
 
-    return (x.values.float() - x.zero_point) * float(torch.tensor(x.scale, dtype=torch.float32))
+
+def _rounded(scale: float) -> float:
+    """Give a number as kernels hold it, in float32."""
+    return float(np.float32(scale))

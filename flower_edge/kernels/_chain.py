@@ -13,7 +13,7 @@ from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._int8_conv import int8_conv, int8_conv_with_ends, int8_grad_weight, pack_weight
 from flower_edge.kernels._int8_quantise import QuantisedError, bytes_like, quantise, quantise_error
 from flower_edge.kernels._int8_shape import ConvShape
-from flower_edge.kernels._maps import empty_map
+from flower_edge.kernels._maps import empty_map, new_bytes, new_floats
 from flower_edge.kernels._quantised import ERROR_ZERO, QuantisedTensor
 from flower_edge.kernels._quantised_range_evonorm import (
     fitted_range_evonorm,
@@ -62,7 +62,7 @@ def conv_forward(x: QuantisedTensor, weight: Tensor, bias: Tensor | None, shape:
     """
     extension = _serving(weight, bias)
     if extension is not None:
-        laid_out = _inputs_innermost(weight)
+        laid_out, bias = _inputs_innermost(weight), None if bias is None else bias.contiguous()
         y = empty_map(shape.y_shape, channels_last=True)
         with suppress(FloatingPointError):
             ends = extension.chain_conv(
@@ -173,7 +173,7 @@ def norm_forward(x: QuantisedTensor | Fitted, norm: Norm) -> Normalised:
         else:
             values = bytes_like(source)
             given = (source.data_ptr(), *x.ends, values.data_ptr(), 1.0, 0)
-        y, extremes = bytes_like(source), torch.empty(extremes_shape(shape, norm.groups), dtype=torch.uint8)
+        y, extremes = bytes_like(source), new_bytes(*extremes_shape(shape, norm.groups))
         with suppress(FloatingPointError):
             scale, zero, y_scale, y_zero = extension.chain_norm(
                 *(_dispatch.ceiling(), *given, y.data_ptr(), extremes.data_ptr()), *_numbers(shape, norm)
@@ -229,11 +229,11 @@ def norm_backward(
     ValueError
         If something is not finite where it is to be quantised.
     """
-    extension, shape = _serving(grad), _shape_of(x.values)
+    extension, shape, norm = _serving(grad), _shape_of(x.values), norm.to(torch.float32)
     if extension is not None and serves(shape):
         laid_out = grad.contiguous(memory_format=torch.channels_last)
         dx = empty_map(shape, channels_last=True)
-        weight, bias, v = torch.empty(shape[1]), torch.empty(shape[1]), torch.empty(shape[1])
+        weight, bias, v = (new_floats(shape[1]) for _ in range(3))
         out = high = low = None
         if errors is not None:
             out = bytes_like(x.values)

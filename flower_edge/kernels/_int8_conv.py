@@ -89,7 +89,9 @@ def pack_weight(weight: "torch.Tensor", shape: ConvShape, *, transposed: bool = 
     isa = _dispatch.ceiling()
     lengths = _packed_sizes(isa, transposed, shape.numbers)
     dtypes = (torch.int8, torch.int32, torch.float32)
-    packed = [torch.empty(length, dtype=dtype) for length, dtype in zip(lengths, dtypes, strict=True)]
+    packed = [
+        torch.empty(length, dtype=dtype, device="cpu") for length, dtype in zip(lengths, dtypes, strict=True)
+    ]
     addresses = (tensor.data_ptr() for tensor in packed)
     try:
         extension.int8_pack(isa, *addresses, weight.data_ptr(), transposed, *shape.numbers)
@@ -194,7 +196,9 @@ def int8_conv_to_bytes(
     import torch
 
     x = _checked_input(x, weight, bias)
-    values = torch.empty(_result_shape(weight), dtype=torch.uint8, memory_format=torch.channels_last)
+    values = torch.empty(
+        _result_shape(weight), dtype=torch.uint8, device="cpu", memory_format=torch.channels_last
+    )
     y = QuantisedTensor(values, scale, zero_point)
     if _dispatch.extension is None or weight.isa is None:
         floats = _twin(x, weight, bias)

@@ -61,6 +61,20 @@ def empty_map(shape: tuple[int, int, int, int], channels_last: bool) -> "torch.T
     return workspace().empty(shape, (image, height * width, width, 1))
 
 
+def new_floats(*shape: int) -> "torch.Tensor":
+    """Make what a kernel writes float32 to, whatever torch's default dtype and device are."""
+    import torch
+
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def new_bytes(*shape: int) -> "torch.Tensor":
+    """Make what a kernel writes bytes to, whatever torch's default device is."""
+    import torch
+
+    return torch.empty(shape, dtype=torch.uint8, device="cpu")
+
+
 def inputs_are_innermost(weight: "torch.Tensor") -> bool:
     """Tell whether a convolution's weight lies in memory as (output, tap, input); a single tap's does not."""
     import torch

@@ -129,7 +129,7 @@ class PrunedGradient:
             raise TypeError("this gradient is from the slow twin, and has no lists")
         extension = _extension()
         tiles = extension.sparse_tiles(isa, *numbers)
-        starts = torch.empty((tiles, self.left.channels + 1), dtype=torch.int32)
+        starts = torch.empty((tiles, self.left.channels + 1), dtype=torch.int32, device="cpu")
         entries = workspace().empty((max(1, self.nonzeros), 2), (2, 1))
         addresses = (starts.data_ptr(), entries.data_ptr())
         extension.sparse_lists(isa, *addresses, *self.left.arguments, *numbers)

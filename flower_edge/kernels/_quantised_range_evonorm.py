@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from flower_edge.kernels._int8_quantise import meaning_of, quantise
-from flower_edge.kernels._maps import check_map, empty_map
+from flower_edge.kernels._maps import check_map, empty_map, new_bytes
 from flower_edge.kernels._quantised import QuantisedTensor
 from flower_edge.kernels._range_evonorm_calls import (
     Map,
@@ -79,7 +79,7 @@ def quantised_range_evonorm(
         # Back from numbers to the bytes that they stand for, which is exact.
         extremes = (extremes / x.scale + x.zero_point).round().to(torch.uint8)
         return (floats if output is None else quantised(floats, *output)), extremes, bounds_of(floats)
-    extremes = torch.empty(extremes_shape(shape, groups), dtype=torch.uint8)
+    extremes = new_bytes(*extremes_shape(shape, groups))
     y = empty_map(shape, True) if output is None else torch.empty_like(values)
     bounds = run_forward(_map(x), Map(y) if output is None else Map(y, *output), extremes, norm)
     return (y if output is None else QuantisedTensor(y, *output)), extremes, bounds
@@ -125,7 +125,7 @@ def fitted_range_evonorm(
             raise TypeError("quantised_range_evonorm returned bytes, expected float32 without an output")
         return quantise(floats), extremes
     norm = norm.to(torch.float32)
-    extremes = torch.empty(extremes_shape(shape, groups), dtype=torch.uint8)
+    extremes = new_bytes(*extremes_shape(shape, groups))
     low, high = run_extremes(_map(x), extremes, norm)
     if not high - low < math.inf:
         raise ValueError(

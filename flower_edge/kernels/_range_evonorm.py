@@ -17,7 +17,7 @@ equals it, pixel by pixel and channel by channel.
 
 from typing import TYPE_CHECKING
 
-from flower_edge.kernels._maps import check_map, empty_map, is_channels_last, is_served
+from flower_edge.kernels._maps import check_map, empty_map, is_channels_last, is_served, new_floats
 from flower_edge.kernels._range_evonorm_calls import (
     Map,
     Norm,
@@ -76,8 +76,6 @@ def range_evonorm(
     ValueError
         If shapes do not fit, a group has a single element, or a tensor requires gradients in grad mode.
     """
-    import torch
-
     check_map(x, "x")
     norm = Norm(weight, bias, v, groups, eps)
     shape = check_norm(tuple(x.shape), norm)
@@ -86,7 +84,7 @@ def range_evonorm(
     norm = norm.to(x.dtype)
     if is_served(x) and serves(shape):
         y = empty_map(shape, True)
-        extremes = torch.empty(extremes_shape(shape, groups))
+        extremes = new_floats(*extremes_shape(shape, groups))
         run_forward(Map(channels_last(x)), Map(y), extremes, norm)
     else:
         y, extremes = normalised(x, *norm)

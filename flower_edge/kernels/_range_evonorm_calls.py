@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._int8_reference import value_range_reference
-from flower_edge.kernels._maps import check_map, empty_map
+from flower_edge.kernels._maps import check_map, empty_map, new_floats
 from flower_edge.kernels._range_evonorm_reference import CHUNKS, range_factor
 
 if TYPE_CHECKING:
@@ -163,12 +163,10 @@ def run_normalise(x: Map, y: Map, extremes: "torch.Tensor", norm: Norm) -> None:
 
 def run_backward(x: Map, extremes: "torch.Tensor", grad: Map, norm: Norm) -> NormGradients:
     """Call the kernel, unless there is nothing to do."""
-    import torch
-
     shape = x.values.shape
     grad_x = empty_map((shape[0], shape[1], shape[2], shape[3]), True)
     # Apart from each other: what an operator returns may not share memory.
-    weight, bias, v = torch.empty(shape[1]), torch.empty(shape[1]), torch.empty(shape[1])
+    weight, bias, v = (new_floats(shape[1]) for _ in range(3))
     if grad_x.numel() == 0:
         return NormGradients(grad_x, weight.zero_(), bias.zero_(), v.zero_(), (0.0, 0.0))
     results = (tensor.data_ptr() for tensor in (grad_x, weight, bias, v))

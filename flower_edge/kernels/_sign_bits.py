@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flower_edge.kernels import _dispatch, _threads
-from flower_edge.kernels._maps import check_floating, check_no_gradient, is_served
+from flower_edge.kernels._maps import check_floating, check_no_gradient, is_served, new_bytes
 from flower_edge.kernels._workspace import workspace
 
 if TYPE_CHECKING:
@@ -200,9 +200,8 @@ def _runs(x: "torch.Tensor") -> bool:
 
 
 def _run_relu(out: "torch.Tensor", x: "torch.Tensor", cap: float | None) -> "torch.Tensor":
-    import torch
 
-    bits = torch.empty(-(-x.numel() // 8), dtype=torch.uint8)
+    bits = new_bytes(-(-x.numel() // 8))
     extension = _dispatch.extension
     if extension is not None and x.numel():
         _threads.connect(extension)

@@ -6,7 +6,7 @@ import numpy as np
 
 from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._grid import Pair
-from flower_edge.kernels._maps import check_no_gradient, empty_map, is_served
+from flower_edge.kernels._maps import check_no_gradient, empty_map, is_served, new_bytes, new_floats
 from flower_edge.kernels._pruned import PackedSigns, PrunedGradient, Remainder
 from flower_edge.kernels._sparse_grad_reference import (
     pack_signs_reference,
@@ -107,8 +107,8 @@ def prune(grad: "torch.Tensor", threshold: float, seed: int) -> PrunedGradient:
     chunks, room, bounds_of_pixel = extension.pruned_chunks(pixels, channels)
     # One block, which a gradient of the same layer finds again.
     both = workspace().empty((2, chunks, room), (chunks * room, room, 1))
-    counts = torch.empty(chunks, dtype=torch.int32)
-    bounds = torch.empty(pixels * bounds_of_pixel, dtype=torch.int32)
+    counts = torch.empty(chunks, dtype=torch.int32, device="cpu")
+    bounds = torch.empty(pixels * bounds_of_pixel, dtype=torch.int32, device="cpu")
     left = Remainder(both[0].view(torch.int32), both[1], counts, bounds, pixels, channels)
     rest = (grad.data_ptr(), threshold, seed)
     nonzeros = extension.prune(_dispatch.ceiling(), *left.arguments, *rest)
@@ -167,9 +167,9 @@ def pack_signs(weight: "torch.Tensor") -> PackedSigns:
     _threads.connect(extension)
     outputs, inputs, rows, columns = weight.shape
     weight = weight.contiguous(memory_format=torch.channels_last)
-    bits = torch.empty(outputs * rows * columns * -(-inputs // 8) + 1, dtype=torch.uint8)
+    bits = new_bytes(outputs * rows * columns * -(-inputs // 8) + 1)
     bits[-1] = 0
-    scales = torch.empty(outputs)
+    scales = new_floats(outputs)
     addresses = (bits.data_ptr(), scales.data_ptr(), weight.data_ptr())
     extension.pack_signs(_dispatch.ceiling(), *addresses, outputs, rows * columns, inputs)
     return PackedSigns((outputs, inputs, rows, columns), bits, scales)

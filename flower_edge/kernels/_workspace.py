@@ -79,7 +79,7 @@ class Workspace:
 
         length, byte_strides = _layout(shape, strides, _FLOAT)
         if length * _FLOAT < SMALLEST:
-            return torch.empty_strided(shape, strides, dtype=torch.float32)
+            return torch.empty_strided(shape, strides, dtype=torch.float32, device="cpu")
         return self._lease(shape, np.float32, self._take(length), byte_strides)
 
     def empty_bytes(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> "torch.Tensor":
@@ -99,7 +99,7 @@ class Workspace:
 
         length, _ = _layout(shape, strides, 1)
         if length < SMALLEST:
-            return torch.empty_strided(shape, strides, dtype=torch.uint8)
+            return torch.empty_strided(shape, strides, dtype=torch.uint8, device="cpu")
         return self._lease(shape, np.uint8, self._take(-(-length // _FLOAT)), strides)
 
     def _lease(

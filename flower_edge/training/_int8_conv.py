@@ -70,7 +70,9 @@ def int8_conv2d(
         If something is not finite.
     """
     # Drawn here, so that a recomputed forward pass draws it again.
-    seed = torch.randint(-(2**63), 2**63 - 1, ()) if way.stochastic else torch.zeros((), dtype=torch.int64)
+    seed = torch.zeros((), dtype=torch.int64, device="cpu")
+    if way.stochastic:
+        seed.random_(-(2**63), 2**63 - 1)
     y: Tensor = _Int8Conv2d.apply(x.float(), weight, bias, seed, geometry, way)  # type: ignore[no-untyped-call]
     return y
 

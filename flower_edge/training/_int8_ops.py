@@ -141,7 +141,9 @@ def _convolved(
         x = quantised.values
         shape = conv_shape(x.shape, weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups)
         y = int8_conv(quantised, pack_weight(weight, shape), bias)
-        meaning = torch.tensor((quantised.scale, float(quantised.zero_point)), dtype=torch.float64)
+        meaning = torch.tensor(
+            (quantised.scale, float(quantised.zero_point)), dtype=torch.float64, device="cpu"
+        )
         return y, quantised.values, meaning
 
 

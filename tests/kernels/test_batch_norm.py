@@ -140,6 +140,23 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     torch.testing.assert_close(grad_x.double(), exact, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_parameters_and_statistics_with_gaps_in_memory(isa: str) -> None:
+    x, grad, weight, bias = drawn((3, 33, 7, 5))
+    with kernels.use_isa(isa):
+        expected = kernels.batch_norm(x, weight, bias, EPS)
+        saved = (expected.statistics, expected.bits)
+        gradients = kernels.batch_norm_backward(grad, x, *saved, weight)
+        spread = [
+            torch.stack([t, torch.full_like(t, math.nan)], -1)[..., 0] for t in (weight, bias, saved[0])
+        ]
+        found = kernels.batch_norm(x, *spread[:2], EPS)
+        again = kernels.batch_norm_backward(grad, x, spread[2], saved[1], spread[0])
+    assert not any(tensor.is_contiguous() for tensor in spread)
+    assert torch.equal(found.y, expected.y)
+    assert all(map(torch.equal, again, gradients))
+
+
 def test_without_the_gradient_of_x() -> None:
     x, grad, weight, bias = drawn((2, 5, 6, 7))
     _, statistics, bits = kernels.batch_norm(x, weight, bias, EPS)
