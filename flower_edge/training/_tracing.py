@@ -1,5 +1,8 @@
 """The calls of a model's layers, as a graph."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import fx, nn
 
 
@@ -10,17 +13,36 @@ class _LeafTracer(fx.Tracer):
         return not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
 
 
-def traced_calls(model: nn.Module) -> list[fx.Node]:
-    """Trace a model down to its layers, without running it.
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Have a model in one mode, and put back every module's own."""
+    before = {module: module.training for module in model.modules()}
+    try:
+        for module in before:
+            module.training = training
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+def traced_calls(model: nn.Module) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Trace a model down to its layers, without running it, in train and in eval mode.
 
     Parameters
     ----------
     model : Module
-        Its forward pass must not branch on its data; else :mod:`torch.fx` raises whatever it raises.
+        Its forward pass may branch on its mode, but not on its data; else :mod:`torch.fx` raises whatever it
+        raises.
 
     Returns
     -------
-    list of Node
-        Every call of a layer, in order.
+    tuple of list of Node
+        Every call of a layer, in order, in either mode.
     """
-    return [node for node in _LeafTracer().trace(model).nodes if node.op == "call_module"]
+    graphs = []
+    for training in (True, False):
+        with in_mode(model, training):
+            graphs.append(_LeafTracer().trace(model))
+    trained, evaluated = ([node for node in graph.nodes if node.op == "call_module"] for graph in graphs)
+    return trained, evaluated

@@ -171,12 +171,18 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _traced_pairs(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[tuple[str, str]]:
     try:
-        calls = traced_calls(model)
+        both = traced_calls(model)
     except Exception as error:
         raise ValueError(
             f"torch.fx cannot trace {type(model).__name__} ({type(error).__name__}: {error}); name what to "
             "fold: FrozenNorm(pairs=[('a convolution', 'the norm after it'), ...])"
         ) from error
+    trained, evaluated = (_pairs_among(calls, modules) for calls in both)
+    calls_in_eval = {str(node.target) for node in both[1]}
+    return [pair for pair in trained if pair in evaluated or calls_in_eval.isdisjoint(pair)]
+
+
+def _pairs_among(calls: Sequence[fx.Node], modules: Mapping[str, nn.Module]) -> list[tuple[str, str]]:
     called = [modules[str(node.target)] for node in calls]
     pairs = []
     for node in calls:

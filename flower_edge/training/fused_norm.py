@@ -1,12 +1,12 @@
 """Batch normalisations that activate in the same pass over memory."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from flower_edge.kernels._dispatch import has_vectors
 from flower_edge.kernels._maps import is_channels_last, is_served
@@ -237,11 +237,21 @@ def _is_norm(module: nn.Module) -> bool:
 def _traced_pairs(
     model: nn.Module, modules: Mapping[str, nn.Module], picked: frozenset[str]
 ) -> dict[nn.Module, nn.Module]:
-    """Find the norms whose output goes to one activation alone, with that activation."""
+    """Find the norms whose output goes to one activation alone, in either mode, with that activation."""
     try:
-        calls = traced_calls(model)
+        both = traced_calls(model)
     except Exception:
         return {}
+    trained, evaluated = (_pairs_among(calls, modules, picked) for calls in both)
+    calls_in_eval = {modules[str(node.target)] for node in both[1]}
+    return {
+        norm: to for norm, to in trained.items() if evaluated.get(norm) is to or norm not in calls_in_eval
+    }
+
+
+def _pairs_among(
+    calls: Sequence[fx.Node], modules: Mapping[str, nn.Module], picked: frozenset[str]
+) -> dict[nn.Module, nn.Module]:
     called = [modules[str(node.target)] for node in calls]
     pairs = {}
     for node, norm in zip(calls, called, strict=True):

@@ -83,7 +83,9 @@ def restore_(model: _Model) -> _Model:
         If a layer has changed its class since, by a parametrization for example; then nothing is changed.
     """
     _check_module(model)
-    prepared = [(name, layer) for name, layer in model.named_modules() if "rule" in vars(layer)]
+    prepared = [
+        (name, layer) for name, layer in model.named_modules() if isinstance(vars(layer).get("rule"), Rule)
+    ]
     for name, layer in prepared:
         if "original" not in vars(type(layer)):
             raise ValueError(

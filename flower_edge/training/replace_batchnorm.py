@@ -9,7 +9,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from flower_edge.training._tracing import in_mode
 from flower_edge.training.range_evonorm import RangeEvoNorm
+from flower_edge.training.rule import Rule
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -67,7 +69,8 @@ def replace_batchnorm_(
     ValueError
         If `activate` is neither, `groups` below 1, or `eps` not above 0; if the model contains no
         BatchNorm2d or is prepared by :func:`prepare_`; if a normalisation has hooks, or a ``forward`` that
-        calls one cannot be traced by :mod:`torch.fx`.
+        calls one cannot be traced by :mod:`torch.fx`, or depends on ``self.training`` and calls an activation
+        that would go away.
     """
     _check(model)
     if activate not in ("all", "followed"):
@@ -104,7 +107,7 @@ def _check(model: object) -> None:
             f"{type(model).__name__} contains no layer of class BatchNorm2d, exactly; expected one at least"
         )
     for name, module in model.named_modules():
-        if "rule" in vars(module):
+        if isinstance(vars(module).get("rule"), Rule):
             raise ValueError(
                 f"layer {name!r} is prepared; call replace_batchnorm_ before prepare_, or restore_(model)"
             )
@@ -155,6 +158,18 @@ class _LayerTracer(fx.Tracer):
         return True
 
 
+def _traced(name: str, module: nn.Module, training: bool) -> fx.Graph:
+    try:
+        with in_mode(module, training):
+            return _LayerTracer().trace(module)
+    except Exception as error:
+        raise ValueError(
+            f"torch.fx cannot trace the forward of {name or 'the model'!r}, a {type(module).__name__} "
+            f"({type(error).__name__}: {error}), so it is not known what follows its normalisations; "
+            "write RangeEvoNorm into it by hand"
+        ) from error
+
+
 @dataclass
 class _Calls:
     """Who calls normalisations, and what becomes of their outputs."""
@@ -169,14 +184,7 @@ class _Calls:
 
     def read(self, name: str, module: nn.Module) -> None:
         """Trace a forward."""
-        try:
-            graph = _LayerTracer().trace(module)
-        except Exception as error:
-            raise ValueError(
-                f"torch.fx cannot trace the forward of {name or 'the model'!r}, a {type(module).__name__} "
-                f"({type(error).__name__}: {error}), so it is not known what follows its normalisations; "
-                "write RangeEvoNorm into it by hand"
-            ) from error
+        graph, in_eval = (_traced(name, module, training) for training in (True, False))
         self.graphs[module] = graph
         for node in graph.nodes:
             if node.op != "call_module":
@@ -193,6 +201,12 @@ class _Calls:
             self.followed.setdefault(norm, []).append(activated)
             if activated:
                 self.found.setdefault(module, []).append((users[0], norm))
+        if module in self.found and str(graph) != str(in_eval):
+            raise ValueError(
+                f"the forward of {name or 'the model'!r}, a {type(module).__name__}, depends on "
+                "self.training, as F.dropout(x, training=self.training) does, so it cannot be written anew "
+                "for both modes; use a layer such as nn.Dropout, or write RangeEvoNorm into it by hand"
+            )
 
     def activates(self, norm: nn.Module) -> bool:
         """Tell whether every call of a normalisation is followed by an activation."""

@@ -270,6 +270,29 @@ def test_a_model_that_cannot_be_traced_asks_for_pairs() -> None:
     assert model.norm.rule.forward.folded
 
 
+class Watched(nn.Module):
+    """A second head reads the convolution, in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return self.norm(y) + self.head(y) if self.training else self.norm(y)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_read_elsewhere_in_one_mode_is_not_folded(training: bool) -> None:
+    model, x = with_statistics(Watched()).double().train(training), torch.randn(2, 3, 5, 5).double()
+    with torch.no_grad():
+        y = model.conv(x)
+        expected = model.eval().norm(y) + model.head(y)
+    prepare_(model.train(training), FrozenNorm())
+    assert not model.norm.rule.forward.folded
+    assert_close([model.train()(x)], [expected])
+
+
 def shared_norm() -> nn.Module:
     norm = nn.BatchNorm2d(3)
     return nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 1), norm)

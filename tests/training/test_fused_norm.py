@@ -162,6 +162,30 @@ def test_what_torch_cannot_trace_keeps_its_activations() -> None:
     assert model.norm.rule.forward.cap is None
 
 
+class Watched(nn.Module):
+    """A second head reads the norm, in training alone; it has a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(24, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU()
+        self.head = nn.Sequential(nn.BatchNorm2d(24), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.conv(x))
+        return self.relu(y) + self.head(y) if self.training else self.relu(y)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_read_elsewhere_in_one_mode_is_not_fused(training: bool) -> None:
+    model = with_parameters(Watched()).train(training)
+    prepared = prepare_(copy.deepcopy(model), ALWAYS)
+    assert [prepared.norm.rule.forward.cap, prepared.head[0].rule.forward.cap] == [None, math.inf]
+    for mode in (True, False):
+        precise = copy.deepcopy(model).double().train(mode)
+        assert_close([copy.deepcopy(prepared).train(mode)(batch())], [precise(batch(torch.float64))])
+    assert model.training is training
+
+
 def test_a_map_that_was_written_into_is_activated_again() -> None:
     model = prepare_(chain(nn.ReLU()), ALWAYS)
     model[1].register_forward_hook(lambda module, inputs, y: y.sub_(1.0))

@@ -280,6 +280,14 @@ def test_a_layer_that_changed_its_class_later_is_not_restored() -> None:
     assert not prepared_names(restore_(model))
 
 
+def test_an_attribute_of_the_users_own_is_no_preparation() -> None:
+    model = small_model()
+    model[2].rule = "mean"
+    restore_(prepare_(model, GradientFilter()))
+    assert not prepared_names(model)
+    assert model[2].rule == "mean"
+
+
 def test_weights_move_between_prepared_and_plain_models() -> None:
     plain, prepared = small_model(), prepare_(small_model(), GradientFilter())
 

@@ -299,6 +299,38 @@ def test_a_model_that_cannot_be_changed_stays_as_it_is() -> None:
         replace_batchnorm_("resnet")
 
 
+class Dropping(nn.Module):
+    """Its forward has another graph in each mode."""
+
+    def __init__(self, activated: bool) -> None:
+        super().__init__()
+        self.norm, self.activated = nn.BatchNorm2d(8), activated
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        x = functional.relu(x) if self.activated else x
+        return functional.dropout(x, 0.5, training=self.training)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_forward_of_two_modes_is_not_written_anew(training: bool) -> None:
+    model = nn.Sequential(Dropping(True)).train(training)
+    with pytest.raises(ValueError, match=r"'0', a Dropping, depends on self.training.*nn.Dropout"):
+        replace_batchnorm_(model)
+    assert type(model[0].norm) is nn.BatchNorm2d
+    assert all(module.training is training for module in model.modules())
+
+    model, x = replace_batchnorm_(Dropping(False).train(training)), torch.randn(2, 8, 3, 3)
+    assert torch.equal(model.eval()(x), model(x))
+    assert not torch.equal(model.train()(x), model(x))
+
+
+def test_an_attribute_of_the_users_own_is_no_preparation() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU())
+    model[1].rule = "mean"
+    assert type(replace_batchnorm_(model)[0]) is RangeEvoNorm
+
+
 def test_a_fleet_tells_the_two_models_apart() -> None:
     layout = Layout.of(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()).state_dict())
 
