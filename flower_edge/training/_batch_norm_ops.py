@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from flower_edge import kernels
 from flower_edge.training import _choice
 from flower_edge.training._ops import empty_like, is_eager
+from flower_edge.training._quantised_map import QuantisedMap
 
 # Any: torch.library is annotated in part.
 _library: Any = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -77,7 +78,7 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, statistics, bits, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        run = _backward if is_eager(grad) else torch.ops.flower_edge.batch_norm_backward.default
+        run = _backward if is_eager(grad, x) else torch.ops.flower_edge.batch_norm_backward.default
         grad_x, grad_weight, grad_bias = run(grad, x, statistics, bits, weight, needs_x)
         return (
             grad_x if needs_x else None,
@@ -130,8 +131,8 @@ def measured(x: Tensor, cap: float | None) -> _choice.Measurement | None:
 def _measure(x: Tensor, cap: float | None) -> _choice.Measurement:
     with torch.no_grad():
         # Values do not matter to the clock: the input stands in for the gradient of the output.
-        channels, needs_x = x.shape[1], x.requires_grad
-        ones, zeros = torch.ones(channels), torch.zeros(channels)
+        needs_x, x = x.requires_grad, x.cells.floats() if isinstance(x, QuantisedMap) else x
+        ones, zeros = (x.new_full((x.shape[1],), value, dtype=torch.float32) for value in (1.0, 0.0))
         aten = torch.ops.aten
 
         def exact() -> None:

@@ -54,7 +54,7 @@ def chained_conv2d(
         If something is not finite.
     """
     # Drawn here, so that a recomputed forward pass draws it again.
-    seed = torch.randint(-(2**63), 2**63 - 1, ()).item() if stochastic else None
+    seed = torch.randint(-(2**63), 2**63 - 1, (), device="cpu").item() if stochastic else None
     y: Tensor = _convolved(x, weight, bias, geometry, error_bits, seed)
     return y
 
@@ -157,7 +157,7 @@ class _RangeEvoNorm(torch.autograd.Function):
         norm = Norm(weight, bias, v, groups, eps)
         made = norm_forward(_bytes_or_floats(x), norm)
         if isinstance(x, QuantisedMap):
-            x.cells.content = made.x
+            x.cells.become(made.x)
         ctx.save_for_backward(made.x.values, made.extremes, weight, v)
         ctx.meaning, ctx.numbers = (made.x.scale, made.x.zero_point), (groups, eps)
         ctx.errors, ctx.dtype = (x.errors if isinstance(x, QuantisedMap) else None), x.dtype

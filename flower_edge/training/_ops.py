@@ -124,9 +124,16 @@ def empty_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=layout)
 
 
-def is_eager(x: Tensor) -> bool:
-    """Tell whether no tracer listens: then the code itself is called, without the dispatcher's overhead."""
-    return not torch.compiler.is_compiling() and type(x) is Tensor and not _len_torch_dispatch_stack()
+def is_eager(*tensors: Tensor) -> bool:
+    """Tell whether code may be called on tensors itself, without the dispatcher's overhead.
+
+    It may where no tracer listens, and none of them is a wrapper around others, whose memory is elsewhere.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(tensor) is Tensor for tensor in tensors)
+        and not _len_torch_dispatch_stack()
+    )
 
 
 def chosen(x: Tensor, code: _Run, seen: _Run, operator: _Run) -> _Run:

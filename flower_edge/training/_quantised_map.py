@@ -35,15 +35,29 @@ Content: TypeAlias = Ends | Sum | QuantisedTensor | QuantisedError
 
 
 class Cells:
-    """What a map holds, shared by all tensors that are views of it."""
+    """What a map holds, shared by all tensors that stand for it.
 
-    __slots__ = ("content",)
+    Attributes
+    ----------
+    content : Content
+        It changes its form as layers want it.
+    is_viewed : bool
+        Whether usual tensors look at its floats: then these stay, and what is written shows on both sides.
+    """
+
+    __slots__ = ("content", "is_viewed")
 
     def __init__(self, content: Content) -> None:
         self.content = content
+        self.is_viewed = False
+
+    def become(self, content: Content) -> None:
+        """Hold the same in another form."""
+        if not self.is_viewed:
+            self.content = content
 
     def quantised(self) -> QuantisedTensor:
-        """Give bytes; from now on there is nothing else."""
+        """Give bytes; from now on there is nothing else, unless somebody looks at the floats."""
         content = self.content
         if isinstance(content, Ends):
             content = quantise(content.floats, content.ends)
@@ -51,7 +65,7 @@ class Cells:
             content = quantised_sum(content.first, content.second)
         elif isinstance(content, QuantisedError):
             content = quantise(dequantise_error(content))
-        self.content = content
+        self.become(content)
         return content
 
     def floats(self) -> Tensor:
@@ -107,6 +121,31 @@ class QuantisedMap(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"QuantisedMap(shape={tuple(self.shape)}, {self.cells.content})"
 
+    def numpy(self, *, force: bool = False) -> Any:
+        """Give what it means as an array; its memory is that of the map only where this is floats."""
+        if self.requires_grad and not force:
+            raise RuntimeError(
+                "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
+            )
+        return self.cells.floats().numpy()
+
+    def tolist(self) -> Any:
+        """Give what it means as nested lists."""
+        return self.cells.floats().tolist()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """Copy what it means, as a usual tensor."""
+        if not self.is_leaf:
+            # It refuses.
+            return super().__deepcopy__(memo)  # type: ignore[no-untyped-call,no-any-return]
+        copied = memo[id(self)] = self.cells.floats().clone().requires_grad_(self.requires_grad)
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle what it means, as a usual tensor."""
+        floats = self.cells.floats().clone().requires_grad_(self.requires_grad)
+        return floats.__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
     def storages(self) -> list[torch.UntypedStorage]:
         """List the memory that it keeps."""
         content = self.cells.content
@@ -148,11 +187,15 @@ def _add(x: Any, y: Any, *, alpha: float = 1) -> Any:
 
 
 def _add_(x: Any, y: Any, *, alpha: float = 1) -> Any:
-    total = _add(x, y, alpha=alpha)
+    total = NotImplemented if _is_viewed(x) else _add(x, y, alpha=alpha)
     if total is not NotImplemented:
         x.cells.content = total.cells.content
         return x
     return NotImplemented
+
+
+def _is_viewed(x: Any) -> bool:
+    return isinstance(x, QuantisedMap) and x.cells.is_viewed
 
 
 def _activated(content: Content) -> Any:
@@ -172,7 +215,7 @@ def _relu(x: QuantisedMap) -> Any:
 
 
 def _relu_(x: QuantisedMap) -> Any:
-    content = _activated(x.cells.content)
+    content = NotImplemented if _is_viewed(x) else _activated(x.cells.content)
     if content is NotImplemented:
         return content
     x.cells.content = content
@@ -209,6 +252,7 @@ def _on_floats(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> A
         if func.is_view or id(x) in written:
             # The map goes on as these floats: it has to be seen in it what is written to them, now or later.
             x.cells.content = Ends(made, None)
+            x.cells.is_viewed |= func.is_view
         return made
 
     found = func(

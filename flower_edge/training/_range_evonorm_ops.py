@@ -92,7 +92,7 @@ class _RangeEvoNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, extremes, weight, v = ctx.saved_tensors
-        run = _backward if is_eager(grad) else torch.ops.flower_edge.range_evonorm_backward.default
+        run = _backward if is_eager(grad, x) else torch.ops.flower_edge.range_evonorm_backward.default
         gradients = run(grad, x, extremes, weight, v, *ctx.numbers)
         return (
             *(

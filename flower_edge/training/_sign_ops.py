@@ -96,7 +96,7 @@ def backward(
     """
     settings = (channels_last, *needs, way.signs, way.measured)
     with _ops.without_autocast(grad.device.type):
-        if _ops.is_eager(grad):
+        if _ops.is_eager(grad, x):
             return _backward(grad, weight, x, geometry, *settings, way.pruner, place)
         found: tuple[Tensor, Tensor] = torch.ops.flower_edge.conv2d_pruned_backward.default(
             grad, weight, x, *geometry, *settings, way.pruner.number

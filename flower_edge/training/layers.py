@@ -59,7 +59,7 @@ class EdgeConv2d(nn.Conv2d):
         return self._convolved(input, scale, bias)
 
     def _in_8_bits(self, input: Tensor, way: Int8Arithmetic) -> Tensor:
-        if not self.training or not self._trains(input, None):
+        if not self.training or not self._trains(input, None) or not _suits(input, self.weight):
             return super().forward(input)
         if input.dim() == 3:
             return self._in_8_bits(input[None], way)[0]
@@ -159,6 +159,8 @@ class EdgeLinear(nn.Linear):
         trains = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
         if not isinstance(way, Int8Arithmetic) or not self.training or not trains or not input.numel():
             return super().forward(input)
+        if input.shape[-1:] != self.weight.shape[1:] or not _suits(input, self.weight):
+            return super().forward(input)
         # Rows are maps of one cell, and a matrix is a kernel of one tap.
         x, weight = input.reshape(-1, self.in_features, 1, 1), self.weight[:, :, None, None]
         geometry = Geometry((1, 1), (0, 0), (1, 1), 1)
@@ -202,6 +204,11 @@ class EdgeRangeEvoNorm(RangeEvoNorm):
     def extra_repr(self) -> str:
         """Describe the layer and its rule."""
         return f"{super().extra_repr()}, rule=({self.rule})"
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    """Tell whether torch's own layer would take this input: what it refuses is left to it to name."""
+    return x.dtype == weight.dtype or autocast_enabled(x.device.type)
 
 
 def pays_in_8_bits(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flower_edge.training._activated import is_handed_over
 from flower_edge.training._lean_ops import one_bit_relu
 from flower_edge.training._lean_pool import lean_max_pool2d
+from flower_edge.training._quantised_map import QuantisedMap
 from flower_edge.training.rule import Rule
 from flower_edge.training.where import Where, check_where
 
@@ -130,4 +131,6 @@ _LEAST_ELEMENTS = 65536
 
 
 def _saves(x: Tensor) -> bool:
-    return torch.is_grad_enabled() and x.requires_grad and x.numel() >= _LEAST_ELEMENTS
+    # Bytes that layers hand to each other are what the next one saves in any case.
+    is_large = x.numel() >= _LEAST_ELEMENTS and not isinstance(x, QuantisedMap)
+    return torch.is_grad_enabled() and x.requires_grad and is_large

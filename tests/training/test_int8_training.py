@@ -261,6 +261,23 @@ def test_autocast_and_checkpoints() -> None:
     assert torch.equal(grad, x.grad)
 
 
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Linear(5, 3), torch.randn(4, 10)),
+        (nn.Linear(5, 3), torch.randn(4, 5, dtype=torch.float64)),
+        (nn.Conv2d(5, 3, 1), torch.randn(2, 5, 4, 4, dtype=torch.float64)),
+        (nn.Conv2d(5, 3, 1), torch.ones(2, 5, 4, 4, dtype=torch.int64)),
+    ],
+)
+def test_what_torch_refuses_is_refused_in_its_words(layer: nn.Module, x: Tensor) -> None:
+    with pytest.raises(RuntimeError) as torchs:
+        layer(x)
+    with pytest.raises(RuntimeError) as ours:
+        prepare_(layer, Int8Training(fallback="never"))(x)
+    assert str(ours.value) == str(torchs.value)
+
+
 def test_operators_pass_torchs_own_checks() -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 5, 6, 7), torch.randn(8, 5, 3, 3), torch.randn(8)
