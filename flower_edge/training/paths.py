@@ -1,14 +1,30 @@
 """What each prepared layer does, and why."""
 
 from dataclasses import dataclass
+from typing import TypeAlias, get_args
 
 from torch import nn
 
 from flower_edge.training._choice import Measurement
 from flower_edge.training._filtered_conv import PatchFilter
 from flower_edge.training._int8_conv import Int8Arithmetic
+from flower_edge.training.frozen_norm import FrozenBatchNorm2d
+from flower_edge.training.fused_norm import FusedBatchNorm2d
 from flower_edge.training.layers import EdgeConv2d, EdgeLinear, EdgeRangeEvoNorm
+from flower_edge.training.lean_activations import LeanMaxPool2d, LeanReLU, LeanReLU6
 from flower_edge.training.pruning import PrunedFeedback
+
+_Prepared: TypeAlias = (
+    EdgeConv2d
+    | EdgeLinear
+    | EdgeRangeEvoNorm
+    | FusedBatchNorm2d
+    | FrozenBatchNorm2d
+    | LeanReLU
+    | LeanReLU6
+    | LeanMaxPool2d
+)
+_PREPARED = get_args(_Prepared)
 
 
 @dataclass(frozen=True)
@@ -21,7 +37,7 @@ class LayerPath:
         Name of the layer in its model.
     path : str
         "filtered", "int8", "sparse" (pruned, with zeros skipped), "dense" (feedback through signs, nothing
-        pruned) or "exact".
+        pruned), "fused" (normalised and activated in one pass), "lean" (saves little), "frozen" or "exact".
     why : str
         Why this path.
     exact_seconds, method_seconds : float or None
@@ -81,15 +97,30 @@ def explain(model: nn.Module) -> Paths:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
-    prepared = EdgeConv2d | EdgeLinear | EdgeRangeEvoNorm
-    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, prepared))
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, _PREPARED))
     return Paths(tuple(_path(name or "(the model)", layer) for name, layer in layers))
 
 
-def _path(name: str, layer: EdgeConv2d | EdgeLinear | EdgeRangeEvoNorm) -> LayerPath:
-    if isinstance(layer, EdgeRangeEvoNorm):
-        path, why = ("int8", str(layer.rule.forward)) if layer.training else ("exact", "in eval mode")
-        return LayerPath(name, path, why, None, None)
+def _path(name: str, layer: _Prepared) -> LayerPath:
+    if isinstance(layer, EdgeConv2d | EdgeLinear):
+        return _of_products(name, layer)
+    if isinstance(layer, FusedBatchNorm2d) and layer.measurement is not None and layer.training:
+        known = layer.measurement
+        gain = known.exact_seconds / known.method_seconds
+        path = "exact" if known.exact_is_faster else "fused"
+        why = f"{layer.rule.forward}, measured to be {gain:.1f}x as fast as torch's own"
+        return LayerPath(name, path, why, known.exact_seconds, known.method_seconds)
+    if isinstance(layer, FrozenBatchNorm2d):
+        return LayerPath(name, "frozen", str(layer.rule.forward), None, None)
+    if not layer.training:
+        return LayerPath(name, "exact", "in eval mode", None, None)
+    if isinstance(layer, EdgeRangeEvoNorm | FusedBatchNorm2d) or layer.rule.saved is None:
+        path = "int8" if isinstance(layer, EdgeRangeEvoNorm) else "fused"
+        return LayerPath(name, path, str(layer.rule.forward), None, None)
+    return LayerPath(name, "lean", str(layer.rule.saved), None, None)
+
+
+def _of_products(name: str, layer: EdgeConv2d | EdgeLinear) -> LayerPath:
     way, known = layer.rule.grad_weight, layer.measurement
     if isinstance(way, PrunedFeedback):
         known = way.pruner.measurement

@@ -5,7 +5,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from flower_edge.training import GradientFilter, _choice, explain, last, prepare_, restore_
+from flower_edge.training import (
+    FrozenNorm,
+    FusedNorm,
+    GradientFilter,
+    LeanActivations,
+    _choice,
+    explain,
+    last,
+    prepare_,
+    restore_,
+)
 from flower_edge.training._choice import Measurement
 
 pytestmark = pytest.mark.board
@@ -371,6 +381,16 @@ def test_never_measures_nothing(clock) -> None:
     step(prepare_(model(), NEVER), batch())
 
     assert clock.asked == 0
+
+
+def test_explain_names_every_prepared_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+    prepare_(model, LeanActivations(), FusedNorm())
+    paths = [(layer.name, layer.path) for layer in explain(model).layers]
+    assert paths == [("1", "fused"), ("2", "lean"), ("3", "lean")]
+    assert {layer.path for layer in explain(model.eval()).layers} == {"exact"}
+    frozen = prepare_(restore_(model), FrozenNorm())
+    assert [layer.path for layer in explain(frozen).layers] == ["exact", "frozen"]
 
 
 def test_explain() -> None:
