@@ -130,15 +130,17 @@ def select_or_head(
     Selection
         Of at least one tensor.
     """
+    units = list(units)
     found = select_tensors(graph, importance, budget, units=units)
     if found.names:
         return found
-    names = head(graph)
+    names = head(graph, units)
     return replace(
         found,
         names=names,
         importance=math.fsum(importance[name] for name in names),
         cost=graph.cost(names),
+        proven_optimal=False,
         head_only=True,
         note=f"{found.note}; the head is trained in spite of it: {', '.join(names)}",
     )

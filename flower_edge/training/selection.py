@@ -84,8 +84,9 @@ class Selection:
     limits : tuple of str
         The budgets that keep a further tensor of positive importance from joining; empty if all are chosen.
     head_only : bool
-        Whether no tensor fits the budgets, so that the head, the tensors of the last operation that reads
-        any for the first time, was taken in spite of them.
+        Whether no tensor of positive importance fits the budgets, or there is none, so that the head, the
+        tensors of the last operation that reads any for the first time and their units, was taken in spite
+        of them.
     note : str
         What to tell a person about it; empty if there is nothing to tell.
     """
@@ -140,6 +141,7 @@ def select_tensors(
     if not time_limit > 0:
         raise ValueError(f"time_limit is {time_limit}, expected more than 0 seconds")
     deadline = time.perf_counter() + time_limit
+    units = list(units)
     _check_importance(graph, importance)
     worth = {}
     for unit in _all_units(graph, units):
@@ -153,7 +155,7 @@ def select_tensors(
     available = np.array(list(limits.values()))
     fitting = np.flatnonzero((facilities.alone <= available * (1 + ROUNDING)).all(axis=1))
     if not len(fitting):
-        return _head(graph, importance, limits, facilities)
+        return _head(graph, importance, limits, facilities, units)
     values = np.array(list(worth.values()))
     scale = values.max()
     problem = _within(facilities, values / scale, available, fitting)
@@ -169,12 +171,13 @@ def select_tensors(
     )
 
 
-def head(graph: BackwardGraph) -> tuple[str, ...]:
-    """Return the tensors of the last operation that reads any for the first time: the nearest to reach."""
+def head(graph: BackwardGraph, units: Iterable[Collection[str]] = ()) -> tuple[str, ...]:
+    """Return the tensors of the last operation that reads any for the first time, with all of their units."""
     for index, operation in reversed(tuple(enumerate(graph.operations))):
-        own = tuple(tensor.name for tensor in operation.tensors if graph.readers[tensor.name][0] == index)
+        own = {tensor.name for tensor in operation.tensors if graph.readers[tensor.name][0] == index}
         if own:
-            return own
+            own = own.union(*(unit for unit in units if not own.isdisjoint(unit)))
+            return tuple(name for name in graph.tensor_names if name in own)
     raise ValueError("the graph has no tensors, expected one to train")
 
 
@@ -224,7 +227,11 @@ def _within(facilities: Facilities, values: Array, available: Array, fitting: In
 
 
 def _head(
-    graph: BackwardGraph, importance: Mapping[str, float], limits: Mapping[str, float], facilities: Facilities
+    graph: BackwardGraph,
+    importance: Mapping[str, float],
+    limits: Mapping[str, float],
+    facilities: Facilities,
+    units: Iterable[Collection[str]],
 ) -> Selection:
     """Fall back on the head."""
     cheapest = facilities.alone.min(axis=0)
@@ -232,7 +239,7 @@ def _head(
         f"{limit:.4g} {name} (the cheapest needs {least:.4g})"
         for (name, limit), least in zip(limits.items(), cheapest, strict=True)
     )
-    selection = _selection(graph, importance, head(graph), limits=tuple(limits))
+    selection = _selection(graph, importance, head(graph, units), limits=tuple(limits))
     return replace(
         selection,
         upper_bound=0.0,

@@ -108,11 +108,7 @@ class SlidingWindow:
             As `stretches`.
         """
         given = [tuple(unit) for unit in units]
-        always = set(head(graph))
-        for unit in given:
-            if not always.isdisjoint(unit):
-                always.update(unit)
-        return frozenset(always.union(self.stretches(graph, given)[number % self.positions]))
+        return frozenset(head(graph, given)).union(self.stretches(graph, given)[number % self.positions])
 
     def _cuts(self, depths: list[float]) -> list[int]:
         """Return where each stretch but the first begins, no stretch being empty."""

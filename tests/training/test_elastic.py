@@ -505,7 +505,24 @@ def test_where_no_update_lowers_the_loss_the_head_is_trained(trainer: Any) -> No
         choice = elastic.select(BATCH, importance=dict.fromkeys(elastic.graph.tensor_names, -1.0))
 
     assert choice.head_only
+    assert not choice.selection.proven_optimal
     assert trained(elastic.model) == {"10.weight", "10.bias"}
+
+
+@pytest.mark.parametrize("importance", [1.0, -1.0])
+def test_a_head_of_layers_is_whole(importance: float) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.LayerNorm(4))
+    batch = (torch.randn(3, 6), torch.tensor([0, 1, 2]))
+    elastic = ElasticTrainer(
+        model, SGD(model.parameters()), functional.cross_entropy, Memory(1), units="layers"
+    )
+    elastic.measure(batch)
+
+    with pytest.warns(UserWarning, match="the head is trained"):
+        choice = elastic.select(batch, importance=dict.fromkeys(elastic.graph.tensor_names, importance))
+
+    assert choice.head_only
+    assert trained(model) == {"2.weight", "2.bias", "3.weight", "3.bias"}
 
 
 @pytest.mark.parametrize("kind", [Chain, TwoBranches])

@@ -311,6 +311,16 @@ def test_a_budget_of_nothing_falls_back_on_the_head() -> None:
     assert "w1" in selection.note
 
 
+def test_the_head_brings_its_unit() -> None:
+    graph = chain((1.0, 1.0), (2.0, 1.0), (2.0, 1.0))
+    units = iter([("w2", "w1")])
+    selection = select_tensors(
+        graph, dict.fromkeys(graph.tensor_names, 1.0), BackwardBudget(seconds=0.0), units=units
+    )
+
+    assert selection.names == ("w1", "w2")
+
+
 def test_a_budget_of_nothing_takes_what_costs_nothing() -> None:
     graph = chain((0.0, 0.0), (2.0, 0.0), (0.0, 1.0), (0.0, 0.0))
     selection = select_tensors(graph, dict.fromkeys(graph.tensor_names, 1.0), BackwardBudget(seconds=0.0))
