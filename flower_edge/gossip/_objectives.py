@@ -236,7 +236,8 @@ def _quasi_newton(objective: Objective, start: Fit, n: int, steps: int) -> Fit:
     def value_and_slopes(scaled: Weights) -> tuple[float, Weights]:
         trial = evaluate(objective, links, start.weights + scale * scaled, n)
         if not np.isfinite(trial.value):
-            return 1e12, np.zeros_like(scaled)
+            # Out of the domain: far above the start, but not so far that the next step is next to nothing.
+            return 10.0 * start.value, np.zeros_like(scaled)
         return trial.value, scale * slopes(trial, links)
 
     result = optimize.minimize(

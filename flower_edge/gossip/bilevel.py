@@ -201,6 +201,8 @@ def _limits(search: Search) -> dict[str, Any]:
     links, n = link_array(search.graph), search.n
     limits: dict[str, Any] = {"min_connectivity": search.min_connectivity}
     costs = families.exchange_costs(search.energy, links, n)
+    # Pruning goes by shares of budgets: an end whose radio is free costs next to nothing instead.
+    costs = np.maximum(costs, 1e-9 * costs.max()) if costs.any() else np.ones_like(costs)
     if search.objective == "lifetime":
         limits |= {"cost": costs, "budget": search.energy.batteries(n)}
     elif np.ptp(costs) > 0:

@@ -60,6 +60,8 @@ class Convergence:
         for name, value in (("disagreement", disagreement), ("persistent", persistent_disagreement)):
             if not value >= 0:
                 raise ValueError(f"{name} is {value}, expected zero or more")
+        if math.isinf(disagreement) or math.isinf(persistent_disagreement):
+            return math.inf
         epsilon = self.accuracy
         apart = math.sqrt(self.noise**2 * disagreement + self.heterogeneity**2 * persistent_disagreement)
         return self.smoothness * (self._local(n) + apart / (math.sqrt(epsilon) * epsilon) + 1 / epsilon)

@@ -82,10 +82,13 @@ def least_disagreement(graph: "nx.Graph") -> Weights:
     check_graph(graph)
     links, n = link_array(graph), len(graph)
     optimize = require("scipy.optimize", "topology")
+    start = metropolis_hastings(graph)
     with one_blas_thread():
+        # Far above the start, but not so far that the line search takes a step of next to nothing.
+        beyond = max(10.0 * disagreement(mixing_matrix(links, start, n)), 1e-3)
         result = optimize.minimize(
-            lambda weights: _value_and_slope(links, weights, n),
-            metropolis_hastings(graph),
+            lambda weights: _value_and_slope(links, weights, n, beyond),
+            start,
             jac=True,
             method="L-BFGS-B",
             options={"maxiter": 500, "maxfun": 5000, "ftol": 1e-12, "gtol": 1e-9},
@@ -194,12 +197,12 @@ def _value(spectrum: npt.NDArray[np.floating]) -> float:
     return float((squares / (1.0 - squares)).sum() / len(spectrum))
 
 
-def _value_and_slope(links: Links, weights: Weights, n: int) -> tuple[float, Weights]:
+def _value_and_slope(links: Links, weights: Weights, n: int, beyond: float) -> tuple[float, Weights]:
+    """D and its slope; out of the domain `beyond`, which sends a line search back."""
     spectrum, vectors = np.linalg.eigh(mixing_matrix(links, weights, n) - 1.0 / n)
     value = _value(spectrum)
     if not np.isfinite(value):
-        # A step out of the domain: a large finite value sends the line search back.
-        return 1e12, np.zeros_like(weights)
+        return beyond, np.zeros_like(weights)
     slopes = 2.0 * spectrum / np.square(1.0 - np.square(spectrum)) / n
     i, j = links.T
     return value, -np.square(vectors[i] - vectors[j]) @ slopes

@@ -134,6 +134,16 @@ def test_a_mains_node_works_for_a_battery_node() -> None:
     assert spent[:4].max() < spent[4:].min()
 
 
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "rationed"])
+@pytest.mark.parametrize("objective", ["busiest", "total", "lifetime"])
+def test_a_radio_that_costs_nothing_is_used(mode: str, objective: str) -> None:
+    graph = load_graph("torus:3x4")
+    free = np.where(np.arange(12) == 0, 0.0, 0.5)
+    for each in (free, np.zeros(12)):
+        energy = UnicastEnergy(0.01, send=each, receive=each, battery=np.full(12, 5.0))
+        optimize(graph, energy, mode=mode, objective=objective).validate(graph)
+
+
 def test_nonnegative_plans_are_nonnegative() -> None:
     plan = optimize(load_graph("geometric:12:40"), LINKS_COST, nonnegative=True)
 

@@ -31,6 +31,8 @@ def test_rounds_grow_with_rho_and_disagreement() -> None:
     assert worst == sorted(worst)
     assert ours == sorted(ours)
     assert Convergence().rounds(float("inf"), 1.0, 10) == float("inf")
+    assert Convergence(noise=0.0).rounds(float("inf"), 1.0, 10) == float("inf")
+    assert Convergence(heterogeneity=0.0).rounds(1.0, float("inf"), 10) == float("inf")
 
 
 def test_the_worst_case_is_worse() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flower_edge.gossip import load_graph
+from flower_edge.gossip._objectives import Disagreement, fit
 from flower_edge.gossip.disagreement import disagreement, least_disagreement
 from flower_edge.gossip.fastest import fastest_symmetric
 from flower_edge.gossip.graph import link_array
@@ -64,6 +65,16 @@ def test_least_disagreement_agrees_with_cvxpy(seed: int) -> None:
     found = disagreement(matrix_of(graph, least_disagreement(graph)))
 
     assert found == pytest.approx((problem.value - n) / n, abs=1e-6)
+
+
+@pytest.mark.parametrize("graph", [nx.balanced_tree(2, 4), nx.path_graph(64), nx.barbell_graph(8, 6)])
+def test_least_disagreement_of_long_graphs_agrees_with_newtons_method(graph: nx.Graph) -> None:
+    links, n = link_array(graph), len(graph)
+    newton = fit(Disagreement(), links, n, metropolis_hastings(graph), 200)
+
+    found = disagreement(matrix_of(graph, least_disagreement(graph)))
+
+    assert found == pytest.approx(newton.value, rel=1e-5)
 
 
 def test_known_optima() -> None:
