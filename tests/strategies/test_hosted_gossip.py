@@ -124,6 +124,12 @@ FAULTS = {
     "truncated": lambda message, reply: with_raw(message, lambda data: data[:-4]),
     "claims a terabyte": lambda message, reply: with_raw(message, terabyte),
     "not numpy": lambda message, reply: with_raw(message, lambda data: b"\x80\x04K\x01." + data),
+    "header that never ends": lambda message, reply: with_header(message, "{'descr': ("),
+    "header that is too deep": lambda message, reply: with_header(message, "-" * 9000 + "1"),
+    "header badly indented": lambda message, reply: with_header(message, "if 1:\n    a\n  b"),
+    "header without a dtype": lambda message, reply: with_header(
+        message, "{'descr': (), 'fortran_order': False, 'shape': (3, 5)}"
+    ),
 }
 
 
@@ -147,6 +153,11 @@ def with_raw(message: Message, change) -> Message:
     arrays = ArrayRecord({"weight": bad, "steps": Array(np.asarray(np.int64(1)))})
     content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
     return Message(content, reply_to=message)
+
+
+def with_header(message: Message, header: str) -> Message:
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    return with_raw(message, lambda data: start + data)
 
 
 def terabyte(data: bytes) -> bytes:
