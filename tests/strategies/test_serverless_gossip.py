@@ -339,6 +339,12 @@ def test_a_run_goes_on_after_its_server_was_killed(
         (b'{"version": 1, "plan": "x", "run": "a"}', "a run by another plan"),
         (b'{"version": 1, "plan": "PLAN", "run": "../a"}', "does not say where a run of sessions stands"),
         (b'{"version": 1, "plan": "PLAN", "run": "a", "reports": {"1": {"9": {}}}}', "expected a whole one"),
+        (
+            b'{"version": 1, "plan": "PLAN", "run": "a", "reports": {"1": {"2": {"round": 1, '
+            b'"links-failed": NaN, "links-in-doubt": 0, "train-seconds": 1, "exchange-seconds": 1, '
+            b'"bytes-sent": 1, "bytes-received": 1}}}}',
+            "its 'links-failed' of round 1 is nan, expected 0 or more",
+        ),
         (b'{"version": 1, "plan": "PLAN", "run": "a", "evaluations": {"x": {}}}', "does not say where a run"),
     ],
 )
@@ -358,6 +364,10 @@ REPLIES = {
     "a round of another session": lambda content: content["metrics"].update({"round": [1, 3]}),
     "lists of two lengths": lambda content: content["metrics"].update({"train_loss": [1.0]}),
     "no exchange-seconds": lambda content: content["metrics"].pop("exchange-seconds"),
+    "infinitely many bytes": lambda content: content["metrics"].update({"bytes-sent": [8.0, np.inf]}),
+    "more bytes than there are": lambda content: content["metrics"].update({"bytes-received": [1e308] * 2}),
+    "no number of links": lambda content: content["metrics"].update({"links-failed": [np.nan] * 2}),
+    "negative seconds": lambda content: content["metrics"].update({"exchange-seconds": [0.5, -1.0]}),
     "another model": lambda content: content.update({"arrays": record({"weight": np.zeros(2, np.float32)})}),
 }
 
