@@ -26,7 +26,13 @@ from flower_edge.strategies.importance import (
     received_importance,
     to_config,
 )
-from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
+from flower_edge.strategies.metrics import (
+    MetricsAggregation,
+    comparable,
+    evaluations,
+    mean_min_max,
+    weighted_mean,
+)
 from flower_edge.strategies.mixing import MakeMixer, choose_mixer
 from flower_edge.strategies.records import checked_weight, only_arrays, to_numpy, to_record
 from flower_edge.strategies.replies import accept
@@ -47,7 +53,7 @@ class HostedGossip(ResumableStrategy):
 
     A node that is missing, replies with an error, or sends a model that is not finite or of another shape
     keeps its model in that round; the weights of its links return to both ends, so that the matrix which
-    acts stays symmetric and doubly stochastic.
+    acts stays symmetric and doubly stochastic. A metric of another shape than most nodes' is left out, too.
 
     Parameters
     ----------
@@ -280,9 +286,8 @@ class HostedGossip(ResumableStrategy):
         progress.energy += energy(self.plan, server_round, parts, fleet.compression)
         progress.importance = mean_importance([update.importance for update in trained.values()])
         mean = fleet.mean()
-        metrics = self.train_metrics_aggr_fn(
-            [trained[node].content for node in sorted(trained)], self.weighted_by_key
-        )
+        contents = {trained[node].node_id: trained[node].content for node in sorted(trained)}
+        metrics = self.train_metrics_aggr_fn(comparable(contents), self.weighted_by_key)
         metrics["consensus-distance"] = fleet.consensus_distance(mean)
         metrics["nodes-failed"] = failed
         metrics["replies-rejected"] = rejected
@@ -305,7 +310,7 @@ class HostedGossip(ResumableStrategy):
             importance = received_importance(content, fleet.layout) if self.global_importance else {}
             arrays = to_numpy(only_arrays(content), fleet.layout, partial=self.partial_updates)
             fleet.update(node, arrays, partial=self.partial_updates)
-            trained[node] = _Update(content, frozenset(arrays), importance)
+            trained[node] = _Update(node_id, content, frozenset(arrays), importance)
 
         return trained, accept(replies, take)
 
@@ -329,13 +334,7 @@ class HostedGossip(ResumableStrategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean and, for scalar metrics, the extremes over nodes; None if no node replied well."""
-        contents: list[RecordDict] = []
-
-        def take(_: int, content: RecordDict) -> None:
-            checked_weight(content, self.weighted_by_key)
-            contents.append(content)
-
-        accept(sorted(replies, key=lambda message: message.metadata.src_node_id), take)
+        contents = evaluations(replies, self.weighted_by_key)
         log(INFO, "aggregate_evaluate: Received %d results", len(contents))
         return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
 
@@ -372,6 +371,7 @@ class HostedGossip(ResumableStrategy):
 class _Update:
     """What a node has trained: its reply, the arrays in it, and how important its tensors are to it."""
 
+    node_id: int
     content: RecordDict
     names: frozenset[str]
     importance: Importance

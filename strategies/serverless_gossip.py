@@ -23,10 +23,10 @@ from flower_edge.peer import PeerSettings
 from flower_edge.strategies.binding import QUERY_TIMEOUT, TooFewNodesError, wait_for_nodes
 from flower_edge.strategies.hosted_gossip import HostedGossip
 from flower_edge.strategies.meeting import check_together, forget
-from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
+from flower_edge.strategies.metrics import MetricsAggregation, evaluations, mean_min_max, weighted_mean
 from flower_edge.strategies.mixing import MakeMixer, compression_of, mixer_of_boards
 from flower_edge.strategies.orders import Terms
-from flower_edge.strategies.records import average, checked_weight, to_numpy
+from flower_edge.strategies.records import average, to_numpy
 from flower_edge.strategies.replies import accept
 from flower_edge.strategies.roll_call import Board, check_boards, roll_call
 from flower_edge.strategies.rounds import EvaluateFn
@@ -478,13 +478,7 @@ class ServerlessGossip(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean and, for scalar metrics, the extremes over nodes; None if no node replied well."""
-        contents: list[RecordDict] = []
-
-        def take(_: int, content: RecordDict) -> None:
-            checked_weight(content, self.weighted_by_key)
-            contents.append(content)
-
-        accept(sorted(replies, key=lambda message: message.metadata.src_node_id), take)
+        contents = evaluations(replies, self.weighted_by_key)
         return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
 
     def summary(self) -> None:

@@ -190,6 +190,39 @@ def test_a_faulty_node_keeps_its_model_and_the_round_goes_on(
     assert result.train_metrics_clientapp[2]["nodes-failed"] == 0
 
 
+@pytest.mark.parametrize("odd", ["1 of 6", "the first of 6"])
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_metric_that_no_mean_can_take_is_left_out(
+    kind: str,
+    odd: str,
+    plan: GossipPlan,
+    toy_app: ClientApp,
+    initial: ArrayRecord,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node_id = NODE_IDS[3] if odd == "1 of 6" else min(NODE_IDS)
+
+    def report_shapes(partition: int, message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == kind:
+            own = message.metadata.dst_node_id == node_id
+            for metrics in reply.content.metric_records.values():
+                metrics.update({"acc": [0.5, 0.6] if own else 0.5, "curve": 3.0 if own else [1.0, 2.0]})
+        return reply
+
+    grid = LocalGrid(toy_app, NODE_IDS, fault=report_shapes)
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    try:
+        result = HostedGossip(plan).start(grid, initial, num_rounds=2)
+    finally:
+        logging.getLogger("flwr").removeHandler(caplog.handler)
+
+    found = getattr(result, f"{kind}_metrics_clientapp")[2]
+    assert (found["acc"], found["curve"]) == (pytest.approx(0.5), [1.0, 2.0])
+    assert result.train_metrics_clientapp[2]["nodes-failed"] == 0, "its model is good"
+    assert f"metric 'acc' of node {node_id}: received a list of 2, expected one number" in caplog.text
+    assert f"metric 'curve' of node {node_id}: received one number, expected a list of 2" in caplog.text
+
+
 def test_too_few_good_replies_stop_the_run(
     plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord
 ) -> None:

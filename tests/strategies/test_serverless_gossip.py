@@ -388,6 +388,21 @@ def test_replies_are_not_trusted(
     assert np.isfinite(result.arrays["weight"].numpy()).all()
 
 
+def test_an_evaluation_that_no_mean_can_take_is_left_out(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    def spoil(partition: int, message: Message, reply: Message) -> Message:
+        if partition == 2 and message.metadata.message_type == "evaluate.gossip":
+            for metrics in reply.content.metric_records.values():
+                metrics["level"] = [0.5, 0.6]
+        return reply
+
+    grid.fault = spoil
+    result = ServerlessGossip(plan, settings=FAST).start(grid, initial, num_rounds=1)
+
+    assert isinstance(result.evaluate_metrics_clientapp[1]["level"], float)
+
+
 @pytest.mark.parametrize("robust", ["clip", "trim"])
 def test_robust_mixing_is_what_the_host_would_do(
     robust: str, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
