@@ -312,7 +312,7 @@ class HostedGossip(ResumableStrategy):
             fleet.update(node, arrays, partial=self.partial_updates)
             trained[node] = _Update(node_id, content, frozenset(arrays), importance)
 
-        return trained, accept(replies, take)
+        return trained, accept(replies, take).rejected
 
     # ---------------------------------------------------------------- evaluation
 

@@ -60,7 +60,8 @@ class ServerlessGossip(Strategy):
         How many nodes send their models at the end of each session: 0 none, 1 one node, more a random
         sample, whose average is ``Result.arrays`` and goes to `evaluate_fn`. Without, both get nothing.
     min_nodes : int (default: 2)
-        The least number of nodes for a session; with fewer the run stops with a `TooFewNodesError`.
+        The least number of nodes that take part in a session and do not fail in it; with fewer the run
+        stops with a `TooFewNodesError`.
     fraction_evaluate : float (default: 1.0)
         Fraction of nodes that evaluate their own model after each session; 0 skips evaluation on the nodes.
     robust : {"clip", "trim"}, optional
@@ -212,7 +213,8 @@ class ServerlessGossip(Strategy):
         Raises
         ------
         TooFewNodesError
-            If fewer than `min_nodes` can take part, or not as many connect at the start as the plan has.
+            If fewer than `min_nodes` can take part or do a session without an error, or not as many connect
+            at the start as the plan has. With `resume`, the next run begins with that session.
         flower_edge.strategies.CheckpointError
             If the file named by `resume` is damaged or belongs to another plan.
         ValueError
@@ -428,7 +430,14 @@ class ServerlessGossip(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Take over the metrics of a session; return what was exported, and the metrics of its last round."""
+        """Take over the metrics of a session; return what was exported, and the metrics of its last round.
+
+        Raises
+        ------
+        TooFewNodesError
+            If so many nodes failed that fewer than `min_nodes` are left. A reply that does not come is no
+            failure: what it said is in the node's next one.
+        """
         models: list[Mapping[str, Any]] = []
 
         def take(node_id: int, content: RecordDict) -> None:
@@ -439,7 +448,12 @@ class ServerlessGossip(Strategy):
             if arrays is not None:
                 models.append(arrays)
 
-        rejected = accept(replies, take)
+        errors, rejected = accept(replies, take)
+        if len(self._boards) - errors - rejected < self.min_nodes:
+            raise TooFewNodesError(
+                f"session {server_round}: of {len(self._boards)} nodes {errors} failed, and {rejected} sent "
+                f"replies that were rejected; min_nodes is {self.min_nodes}. The lines above say why"
+            )
         did = self._rounds.nodes_since(self._first)
         log(INFO, "aggregate_train: %d nodes did the session, %d replies rejected", did, rejected)
         metrics = self._rounds.since(self._first)

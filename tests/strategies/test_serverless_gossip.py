@@ -330,6 +330,52 @@ def test_a_run_goes_on_after_its_server_was_killed(
     assert training_metrics(finished) == training_metrics(whole)
 
 
+def test_a_session_in_which_all_nodes_fail_is_done_again(
+    plan: GossipPlan, tmp_path: Path, toy_app: ClientApp, initial: ArrayRecord
+) -> None:
+    app, out_of_memory = ClientApp(), [True]
+    app.evaluate()(lambda message, context: toy_app(message, context))
+
+    @app.train()
+    def train(message: Message, context: object) -> Message:
+        if out_of_memory and message.content["config"]["server-round"] > 5:
+            raise RuntimeError("out of memory")
+        return toy_app(message, context)
+
+    grid = ThreadedGrid(gossip_mod(app), NODE_IDS, tmp_path)
+    arguments = {"rounds_per_session": 5, "min_nodes": 4, "settings": FAST, "resume": tmp_path / "run.json"}
+    with pytest.raises(TooFewNodesError, match=r"session 2: of 6 nodes 6 failed, and 0 .* min_nodes is 4"):
+        ServerlessGossip(plan, **arguments).start(grid, initial, num_rounds=10)
+
+    out_of_memory.clear()
+    result = ServerlessGossip(plan, export=6, **arguments).start(grid, initial, num_rounds=10)
+
+    assert [metrics["nodes-failed"] for metrics in result.train_metrics_clientapp.values()] == [0] * 10
+    expected = hosted(plan, grid.app, initial, 10)["weight"]
+    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("min_nodes", "stops"), [(4, True), (3, False)])
+def test_errors_and_bad_replies_are_nodes_that_fail_and_silence_is_not(
+    min_nodes: int, stops: bool, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    def fail(partition: int, message: Message, reply: Message) -> Message | None:
+        if message.metadata.message_type != "train.gossip" or partition > 3:
+            return reply
+        if partition == 0:
+            reply.content["metrics"]["bytes-sent"] = [np.nan]
+            return reply
+        return None if partition == 3 else Message(Error(code=2, reason="out of memory"), reply_to=message)
+
+    grid.fault = fail
+    strategy = ServerlessGossip(plan, min_nodes=min_nodes, settings=FAST)
+    if stops:
+        with pytest.raises(TooFewNodesError, match=r"of 6 nodes 2 failed, and 1 sent replies that were rej"):
+            strategy.start(grid, initial, num_rounds=1)
+        return
+    assert strategy.start(grid, initial, num_rounds=1).train_metrics_clientapp[1]["nodes-failed"] == 4
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
