@@ -6,7 +6,7 @@ import io
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from logging import INFO, WARNING, getLogger
+from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,9 +29,10 @@ from flower_edge.strategies.orders import Terms
 from flower_edge.strategies.records import average, to_numpy
 from flower_edge.strategies.replies import accept
 from flower_edge.strategies.roll_call import Board, check_boards, roll_call
-from flower_edge.strategies.rounds import EvaluateFn
+from flower_edge.strategies.rounds import EvaluateFn, evaluate_at_server
 from flower_edge.strategies.session_progress import SessionProgress
 from flower_edge.strategies.session_rounds import SessionRounds
+from flower_edge.strategies.summary import log_sessions
 from flower_edge.strategies.survivors import rows_of_survivors
 
 log = getLogger("flwr").log
@@ -169,9 +170,8 @@ class ServerlessGossip(Strategy):
         self.train_metrics_aggr_fn = train_metrics_aggr_fn
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn
         self._terms = Terms(self.settings, robust, overlap, arrayrecord_key, configrecord_key)
-        self._progress = SessionProgress(plan.digest(), secrets.token_hex(16))
         self._boards: dict[int, Board] = {}
-        self._rounds = SessionRounds(plan.n, weighted_by_key, train_metrics_aggr_fn)
+        self._begin()
         self._layout: Layout | None = None
         self._first = self._last = self._earliest = 0
 
@@ -252,7 +252,7 @@ class ServerlessGossip(Strategy):
         self.summary()
         started = time.time()
         if evaluate_fn is not None and not self._progress.last:
-            _evaluate(0, initial_arrays, evaluate_fn, result)
+            evaluate_at_server(0, initial_arrays, evaluate_fn, result)
         # Before a board knows the run's name: it would be lost with this process.
         self._keep(result)
         configs = [ConfigRecord() if c is None else c for c in (train_config, evaluate_config)]
@@ -261,7 +261,7 @@ class ServerlessGossip(Strategy):
             self._last = min(session * self.rounds_per_session, num_rounds)
             self._one_session(session, grid, initial_arrays, result, configs, timeout)
             if evaluate_fn is not None and len(result.arrays):
-                _evaluate(self._last, result.arrays, evaluate_fn, result)
+                evaluate_at_server(self._last, result.arrays, evaluate_fn, result)
             self._progress.last = self._last
             self._keep(result)
         log(INFO, "Strategy execution finished in %.2fs", time.time() - started)
@@ -280,8 +280,13 @@ class ServerlessGossip(Strategy):
         finally:
             forget(self._progress.run)
 
+    def _begin(self) -> None:
+        self._progress = SessionProgress(self.plan.digest(), secrets.token_hex(16))
+        self._rounds = SessionRounds(self.plan.n, self.weighted_by_key, self.train_metrics_aggr_fn)
+
     def _taken_up(self) -> Result:
         """Return what is known of the run: nothing, or what the resume file says."""
+        self._begin()
         result = Result()
         if self.resume is not None and self.resume.exists():
             self._progress = SessionProgress.load(self.resume, self.plan.digest())
@@ -497,20 +502,4 @@ class ServerlessGossip(Strategy):
 
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
-        log(INFO, "\t├──> Gossip plan: %s", self.plan.describe())
-        if self.compressor is not None:
-            log(INFO, "\t├──> Models travel in: %s", self.compressor.name)
-        log(INFO, "\t├──> Rounds in a session: %d", self.rounds_per_session)
-        log(INFO, "\t├──> Models that leave their nodes for the server: %s", self.export or "none")
-        log(
-            WARNING if self.settings.insecure else INFO,
-            "\t└──> Links: %s",
-            "CLEAR TEXT (insecure=True)" if self.settings.insecure else "mutual TLS 1.3, pinned certificates",
-        )
-
-
-def _evaluate(server_round: int, arrays: ArrayRecord, evaluate_fn: EvaluateFn, result: Result) -> None:
-    metrics = evaluate_fn(server_round, arrays)
-    log(INFO, "Evaluation at the ServerApp: %s", metrics)
-    if metrics is not None:
-        result.evaluate_metrics_serverapp[server_round] = metrics
+        log_sessions(self)

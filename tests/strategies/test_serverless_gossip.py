@@ -1,6 +1,7 @@
 """Sessions between real ClientApps over real links, started by the strategy."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +93,16 @@ def test_no_model_leaves_its_node_unless_it_is_asked_for(
 
     assert set(result.arrays) == {"weight", "steps"}
     assert sum(bool(reply.content.array_records) for reply in grid.replies) == 1
+
+
+def test_a_second_start_is_another_run(plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord) -> None:
+    strategy = ServerlessGossip(plan, rounds_per_session=2, export=6, settings=FAST)
+
+    first, second = (strategy.start(grid, initial, num_rounds=3) for _ in range(2))
+
+    assert training_metrics(second) == training_metrics(first)
+    expected = first.arrays["weight"].numpy()
+    np.testing.assert_allclose(second.arrays["weight"].numpy(), expected, rtol=1e-5)
 
 
 def test_configs_reach_the_app(plan: GossipPlan, tmp_path: Path, initial: ArrayRecord) -> None:
@@ -343,7 +354,8 @@ def test_a_session_in_which_all_nodes_fail_is_done_again(
         return toy_app(message, context)
 
     grid = ThreadedGrid(gossip_mod(app), NODE_IDS, tmp_path)
-    arguments = {"rounds_per_session": 5, "min_nodes": 4, "settings": FAST, "resume": tmp_path / "run.json"}
+    settings = replace(FAST, connect_timeout=5)
+    arguments = {"rounds_per_session": 5, "min_nodes": 4, "settings": settings, "resume": tmp_path / "run"}
     with pytest.raises(TooFewNodesError, match=r"session 2: of 6 nodes 6 failed, and 0 .* min_nodes is 4"):
         ServerlessGossip(plan, **arguments).start(grid, initial, num_rounds=10)
 
