@@ -106,7 +106,7 @@ def save(path: Path, fleet: Fleet, progress: Progress) -> None:
         partial.unlink(missing_ok=True)
         raise OSError(
             error.errno,
-            f"could not write the checkpoint, the one before is kept: {error.strerror}",
+            f"could not write the checkpoint{', the one before is kept' * path.exists()}: {error.strerror}",
             str(path),
         ) from error
 

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from flower_edge._files import check_target
 from flower_edge.gossip.compressor import Compressor
 from flower_edge.gossip.directed import DirectedPlan
 from flower_edge.gossip.plan import GossipPlan
@@ -198,6 +199,8 @@ class HostedGossip(ResumableStrategy):
             If more nodes are connected than the plan has, or the initial model cannot be mixed.
         flower_edge.strategies.CheckpointError
             If the file named by `resume` is damaged or belongs to another plan or model.
+        OSError
+            If that file could not be written.
         """
         self._last_round = num_rounds
         fleet = self._begin(grid, initial_arrays)
@@ -222,10 +225,12 @@ class HostedGossip(ResumableStrategy):
         fleet = Fleet(self.plan, initial, self.mixer, self.compressor)
         self._binding = NodeBinding(self.plan.n, self.bind_by)
         self._progress = checkpoint.Progress.start(self.plan.n)
-        if self.resume is not None and self.resume.exists():
-            self._progress = checkpoint.load(self.resume, fleet)
-            self._binding.restore(self._progress.bound)
-            log(INFO, "Resuming after round %d from %s", self._progress.server_round, self.resume)
+        if self.resume is not None:
+            check_target(self.resume, force=True)
+            if self.resume.exists():
+                self._progress = checkpoint.load(self.resume, fleet)
+                self._binding.restore(self._progress.bound)
+                log(INFO, "Resuming after round %d from %s", self._progress.server_round, self.resume)
         self._binding.bind_all(grid, self.connect_timeout)
         self._fleet = fleet
         return fleet

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from flower_edge._files import check_target
 from flower_edge.gossip.codec import Layout, is_finite
 from flower_edge.gossip.compressor import Compressor
 from flower_edge.gossip.plan import GossipPlan
@@ -217,6 +218,8 @@ class ServerlessGossip(Strategy):
             at the start as the plan has. With `resume`, the next run begins with that session.
         flower_edge.strategies.CheckpointError
             If the file named by `resume` is damaged or belongs to another plan.
+        OSError
+            If that file could not be written.
         ValueError
             If the initial model cannot be mixed, a node has no address, or `evaluate_fn` would see no model.
         """
@@ -288,7 +291,10 @@ class ServerlessGossip(Strategy):
         """Return what is known of the run: nothing, or what the resume file says."""
         self._begin()
         result = Result()
-        if self.resume is not None and self.resume.exists():
+        if self.resume is None:
+            return result
+        check_target(self.resume, force=True)
+        if self.resume.exists():
             self._progress = SessionProgress.load(self.resume, self.plan.digest())
             self._progress.recall(self._rounds, result)
             log(INFO, "Resuming after round %d from %s", self._progress.last, self.resume)

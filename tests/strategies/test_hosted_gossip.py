@@ -1,6 +1,7 @@
 """HostedGossip, message by message."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,6 +243,22 @@ def test_fewer_nodes_than_the_plan(plan: GossipPlan, toy_app: ClientApp, initial
 def test_more_nodes_than_the_plan(plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord) -> None:
     with pytest.raises(ValueError, match="plan is for 6 nodes, 7 are connected"):
         HostedGossip(plan).start(LocalGrid(toy_app, [*NODE_IDS, 99]), initial)
+
+
+@pytest.mark.parametrize(("name", "error"), [("nowhere/run", OSError), (".", ValueError)])
+def test_a_resume_file_that_cannot_be_written_is_noticed_before_anything_is_sent(
+    name: str,
+    error: type[Exception],
+    plan: GossipPlan,
+    toy_app: ClientApp,
+    initial: ArrayRecord,
+    tmp_path: Path,
+) -> None:
+    grid = LocalGrid(toy_app, NODE_IDS)
+
+    with pytest.raises(error, match=r"there is no folder .*, make it first|is a folder, expected"):
+        HostedGossip(plan, resume=tmp_path / name).start(grid, initial)
+    assert not grid.sent
 
 
 @pytest.mark.parametrize(

@@ -417,6 +417,14 @@ def test_a_resume_file_that_is_none(
     assert not grid.sent
 
 
+def test_a_resume_file_that_cannot_be_written_is_noticed_before_anything_is_sent(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord, tmp_path: Path
+) -> None:
+    with pytest.raises(OSError, match=r"cannot write .*nowhere/run\.json.*there is no folder"):
+        ServerlessGossip(plan, resume=tmp_path / "nowhere" / "run.json").start(grid, initial)
+    assert not grid.sent
+
+
 REPLIES = {
     "no metrics": lambda content: content.pop("metrics"),
     "a round of another session": lambda content: content["metrics"].update({"round": [1, 3]}),
