@@ -166,7 +166,7 @@ def test_a_node_that_lost_its_disk_starts_anew(
     class Losing(ServerlessGossip):
         def configure_train(self, server_round: int, *rest: object) -> object:
             if server_round == 2:
-                (state,) = grid.folder.glob(f"node-{NODE_IDS[3]}/*/state")
+                (state,) = grid.folder.glob("partition-3/*/state")
                 state.write_bytes(state.read_bytes()[:-1])
             return super().configure_train(server_round, *rest)
 
@@ -175,6 +175,31 @@ def test_a_node_that_lost_its_disk_starts_anew(
     assert [m["nodes-failed"] for m in result.train_metrics_clientapp.values()] == [0, 0, 0, 0]
     brought = [m for m in grid.sent if m.metadata.message_type == "train.gossip" and m.content.array_records]
     assert [grid.partitions[m.metadata.dst_node_id] for m in brought] == [0, 1, 2, 3, 4, 5, 3]
+
+
+def test_a_node_that_comes_back_with_another_id_goes_on(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    """As a SuperNode without a key of its own does at each start."""
+
+    class Restarting(ServerlessGossip):
+        def configure_train(self, server_round: int, *rest: object) -> object:
+            if server_round == 2:
+                grid.partitions[4711] = grid.partitions.pop(NODE_IDS[3])
+                grid.connected = list(grid.partitions)
+            return super().configure_train(server_round, *rest)
+
+    strategy = Restarting(plan, rounds_per_session=2, export=6, settings=FAST)
+    result = strategy.start(grid, initial, num_rounds=4)
+
+    introductions = [reply.content["gossip"] for reply in grid.replies if "gossip" in reply.content]
+    own = [said["fingerprint"] for said in introductions if said.get("partition-id") == 3]
+    assert len(own) == 2
+    assert len(set(own)) == 1, "its neighbours have pinned its key"
+    brought = [m for m in grid.sent if m.metadata.message_type == "train.gossip" and m.content.array_records]
+    assert len(brought) == len(NODE_IDS), "its model is on its disk"
+    expected = hosted(plan, grid.app, initial, 4)["weight"]
+    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected, rtol=1e-5)
 
 
 def test_a_node_whose_training_fails_stops_nobody(
@@ -628,8 +653,9 @@ def test_the_key_is_the_nodes_alone(plan: GossipPlan, grid: ThreadedGrid, initia
     for _ in range(4):
         ServerlessGossip(plan, settings=FAST).start(grid, initial, num_rounds=1)
 
-    for node_id in NODE_IDS:
-        runs = list((grid.folder / f"node-{node_id}").iterdir())
+    assert len(list(grid.folder.iterdir())) == len(NODE_IDS)
+    for node in range(len(NODE_IDS)):
+        runs = list((grid.folder / f"partition-{node}").iterdir())
         assert len(runs) == 3, "older runs are removed"
         assert all((run / "node.key").stat().st_mode & 0o77 == 0 for run in runs)
     assert not any(b"PRIVATE" in str(reply.content).encode() for reply in grid.replies)
