@@ -21,8 +21,9 @@ from flower_edge.gossip.compressor import Compressor
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import PeerSettings
+from flower_edge.strategies import exported
 from flower_edge.strategies.binding import QUERY_TIMEOUT, TooFewNodesError, wait_for_nodes
-from flower_edge.strategies.hosted_gossip import HostedGossip
+from flower_edge.strategies.hosted_instead import hosted_instead
 from flower_edge.strategies.meeting import check_together, forget
 from flower_edge.strategies.metrics import MetricsAggregation, evaluations, mean_min_max, weighted_mean
 from flower_edge.strategies.mixing import MakeMixer, compression_of, mixer_of_boards
@@ -89,7 +90,8 @@ class ServerlessGossip(Strategy):
         A file that says, after each session, where the run stands. If it exists, the run goes on from there,
         also after the SuperLink was killed: boards go on with a session without it, and report that
         session's rounds to the next one. They answer when they are done with it: `connect_timeout` has to be
-        longer than what is left. In simulation, `HostedGossip` keeps its own file beside this one.
+        longer than what is left. The model that was exported last is kept beside it (``FILE.model``). In
+        simulation, `HostedGossip` keeps its own file there.
     weighted_by_key : str (default: "num-examples")
         The metric by which the nodes' metrics are weighted when averaged.
     arrayrecord_key : str (default: "arrays")
@@ -217,7 +219,8 @@ class ServerlessGossip(Strategy):
             If fewer than `min_nodes` can take part or do a session without an error, or not as many connect
             at the start as the plan has. With `resume`, the next run begins with that session.
         flower_edge.strategies.CheckpointError
-            If the file named by `resume` is damaged or belongs to another plan.
+            If the file named by `resume`, or the model beside it, is damaged or belongs to another plan or
+            model.
         OSError
             If that file could not be written.
         ValueError
@@ -233,7 +236,7 @@ class ServerlessGossip(Strategy):
         self._boards = self._present(grid, self.connect_timeout if resumes else QUERY_TIMEOUT)
         simulated = bool(self._boards) and all(board.simulated for board in self._boards.values())
         if simulated and self.simulation == "hosted":
-            return self._hosted().start(
+            return hosted_instead(self).start(
                 *(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
             )
         asked = (num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
@@ -297,12 +300,19 @@ class ServerlessGossip(Strategy):
         if self.resume.exists():
             self._progress = SessionProgress.load(self.resume, self.plan.digest())
             self._progress.recall(self._rounds, result)
+            model = exported.load(
+                exported.path_beside(self.resume), self._progress.run, self._running_layout()
+            )
+            result.arrays = result.arrays if model is None else model
             log(INFO, "Resuming after round %d from %s", self._progress.last, self.resume)
         return result
 
     def _keep(self, result: Result) -> None:
-        """Write the resume file, if one is kept."""
+        """Write the resume file, if one is kept, and before it the model that it leads up to."""
         if self.resume is not None:
+            if len(result.arrays):
+                path = exported.path_beside(self.resume)
+                exported.save(path, self._progress.run, result.arrays, self._running_layout())
             self._progress.note(self._rounds, result)
             self._progress.save(self.resume)
 
@@ -327,30 +337,6 @@ class ServerlessGossip(Strategy):
             found = self.aggregate_evaluate(session, grid.send_and_receive(questions, timeout=timeout))
             if found is not None:
                 result.evaluate_metrics_clientapp[self._last] = found
-
-    def _hosted(self) -> HostedGossip:
-        if self.overlap:
-            raise ValueError(
-                "overlap=True is for sessions between boards, and these simulated nodes are hosted, where a "
-                "round trains with the mixed model: leave it out"
-            )
-        log(INFO, "These nodes are simulated and have no addresses: their gossip is hosted (HostedGossip)")
-        return HostedGossip(
-            self.plan,
-            min_nodes=self.min_nodes,
-            fraction_evaluate=self.fraction_evaluate,
-            evaluate_every=self.rounds_per_session,
-            bind_by="partition-id",
-            connect_timeout=self.connect_timeout,
-            resume=None if self.resume is None else self.resume.with_name(self.resume.name + ".hosted"),
-            mixer=self.mixer,
-            compressor=self.compressor,
-            weighted_by_key=self.weighted_by_key,
-            arrayrecord_key=self.arrayrecord_key,
-            configrecord_key=self.configrecord_key,
-            train_metrics_aggr_fn=self.train_metrics_aggr_fn,
-            evaluate_metrics_aggr_fn=self.evaluate_metrics_aggr_fn,
-        )
 
     def _check_model(self, initial: ArrayRecord) -> None:
         arrays = {name: array.numpy() for name, array in initial.items()}
@@ -453,8 +439,8 @@ class ServerlessGossip(Strategy):
 
         def take(node_id: int, content: RecordDict) -> None:
             node = next(n for n, board in self._boards.items() if board.node_id == node_id)
-            exported = content.array_records.get("arrays")
-            arrays = None if exported is None else to_numpy(exported, self._running_layout())
+            sent = content.array_records.get("arrays")
+            arrays = None if sent is None else to_numpy(sent, self._running_layout())
             self._earliest = min(self._earliest, self._rounds.add(node, content, self._last))
             if arrays is not None:
                 models.append(arrays)

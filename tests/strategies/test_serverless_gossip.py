@@ -1,7 +1,6 @@
 """Sessions between real ClientApps over real links, started by the strategy."""
 
 import logging
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from local_grid import LocalGrid
 from records import record, to_numpy
+from sessions import FAST, NODE_IDS, hosted, training_metrics
 from threaded_grid import ThreadedGrid
 
 from flower_edge.clients import gossip_mod
@@ -26,21 +26,12 @@ from flower_edge.gossip import (
     TopK,
 )
 from flower_edge.gossip.robust import named_mixer
-from flower_edge.peer import PeerSettings
-from flower_edge.strategies import CheckpointError, HostedGossip, ServerlessGossip, TooFewNodesError
-
-NODE_IDS = [907, 12, 500, 43, 88, 311]
-FAST = PeerSettings(connect_timeout=20, peer_timeout=5, redial_interval=0.1, farewell_timeout=5)
+from flower_edge.strategies import HostedGossip, ServerlessGossip, TooFewNodesError
 
 
 @pytest.fixture
 def grid(toy_app: ClientApp, tmp_path: Path) -> ThreadedGrid:
     return ThreadedGrid(gossip_mod(toy_app), NODE_IDS, tmp_path)
-
-
-def hosted(plan: GossipPlan, app: ClientApp, initial: ArrayRecord, rounds: int) -> dict[str, np.ndarray]:
-    strategy = HostedGossip(plan, bind_by="partition-id")
-    return to_numpy(strategy.start(LocalGrid(app, NODE_IDS), initial, rounds).arrays)
 
 
 def test_sessions_are_hosted_gossip_without_the_host(
@@ -286,13 +277,6 @@ def test_a_certificate_that_is_not_the_one_it_says(
     assert result.train_metrics_clientapp[1]["nodes-failed"] == 1
 
 
-def training_metrics(result: object) -> dict[int, dict]:
-    """Of every round, without what clocks and sockets measured."""
-    measured = {"exchange-seconds", "busiest-node-bytes"}
-    rounds = result.train_metrics_clientapp
-    return {r: {k: v for k, v in metrics.items() if k not in measured} for r, metrics in rounds.items()}
-
-
 def test_what_a_lost_reply_said_is_in_the_next_one(
     plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
 ) -> None:
@@ -311,85 +295,6 @@ def test_what_a_lost_reply_said_is_in_the_next_one(
     for found in (result, whole):
         total = [metrics["busiest-node-bytes"] for metrics in found.train_metrics_clientapp.values()]
         assert total == sorted(total)
-
-
-class PowerCutError(Exception):
-    """The ServerApp is gone."""
-
-
-@pytest.mark.parametrize("when", ["before the replies arrive", "after the session"])
-def test_a_run_goes_on_after_its_server_was_killed(
-    when: str,
-    plan: GossipPlan,
-    grid: ThreadedGrid,
-    initial: ArrayRecord,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """In its second session, which the boards do to its end."""
-    whole = ServerlessGossip(plan, rounds_per_session=3, settings=FAST).start(grid, initial, num_rounds=8)
-
-    class Killed(ServerlessGossip):
-        def aggregate_train(self, server_round: int, replies: object) -> object:
-            if server_round == 2 and when == "before the replies arrive":
-                raise PowerCutError
-            return super().aggregate_train(server_round, replies)
-
-        def aggregate_evaluate(self, server_round: int, replies: object) -> object:
-            if server_round == 2:
-                raise PowerCutError
-            return super().aggregate_evaluate(server_round, replies)
-
-    file = tmp_path / "run.json"
-    arguments = {"rounds_per_session": 3, "settings": FAST, "resume": file}
-    with pytest.raises(PowerCutError):
-        Killed(plan, **arguments).start(grid, initial, num_rounds=8)
-    before = len(grid.sent)
-    waits: list[float] = []
-    send = grid.send_and_receive
-    monkeypatch.setattr(
-        grid, "send_and_receive", lambda them, timeout: waits.append(timeout) or send(them, timeout=timeout)
-    )
-    resumed = ServerlessGossip(plan, export=6, connect_timeout=77.0, **arguments)
-    result = resumed.start(grid, initial, num_rounds=8)
-
-    assert waits[0] == 77.0, "as long as it takes until the boards are done with their session"
-    assert training_metrics(result) == training_metrics(whole)
-    assert result.evaluate_metrics_clientapp == whole.evaluate_metrics_clientapp
-    expected = hosted(plan, grid.app, initial, 8)["weight"]
-    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected, rtol=1e-5)
-    again = grid.sent[before:]
-    assert not any(message.content.array_records for message in again), "models are on the boards' disks"
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["run.json"]
-
-    finished = ServerlessGossip(plan, **arguments).start(grid, initial, num_rounds=8)
-    assert training_metrics(finished) == training_metrics(whole)
-
-
-def test_a_session_in_which_all_nodes_fail_is_done_again(
-    plan: GossipPlan, tmp_path: Path, toy_app: ClientApp, initial: ArrayRecord
-) -> None:
-    app, out_of_memory = ClientApp(), [True]
-    app.evaluate()(lambda message, context: toy_app(message, context))
-
-    @app.train()
-    def train(message: Message, context: object) -> Message:
-        if out_of_memory and message.content["config"]["server-round"] > 5:
-            raise RuntimeError("out of memory")
-        return toy_app(message, context)
-
-    grid = ThreadedGrid(gossip_mod(app), NODE_IDS, tmp_path)
-    settings = replace(FAST, connect_timeout=5)
-    arguments = {"rounds_per_session": 5, "min_nodes": 4, "settings": settings, "resume": tmp_path / "run"}
-    with pytest.raises(TooFewNodesError, match=r"session 2: of 6 nodes 6 failed, and 0 .* min_nodes is 4"):
-        ServerlessGossip(plan, **arguments).start(grid, initial, num_rounds=10)
-
-    out_of_memory.clear()
-    result = ServerlessGossip(plan, export=6, **arguments).start(grid, initial, num_rounds=10)
-
-    assert [metrics["nodes-failed"] for metrics in result.train_metrics_clientapp.values()] == [0] * 10
-    expected = hosted(plan, grid.app, initial, 10)["weight"]
-    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("min_nodes", "stops"), [(4, True), (3, False)])
@@ -411,43 +316,6 @@ def test_errors_and_bad_replies_are_nodes_that_fail_and_silence_is_not(
             strategy.start(grid, initial, num_rounds=1)
         return
     assert strategy.start(grid, initial, num_rounds=1).train_metrics_clientapp[1]["nodes-failed"] == 4
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "does not say where a run of sessions stands"),
-        (b"[]", "does not say where a run of sessions stands"),
-        (b'{"version": 2}', "another version, expected 1"),
-        (b'{"version": 1, "plan": "x", "run": "a"}', "a run by another plan"),
-        (b'{"version": 1, "plan": "PLAN", "run": "../a"}', "does not say where a run of sessions stands"),
-        (b'{"version": 1, "plan": "PLAN", "run": "a", "reports": {"1": {"9": {}}}}', "expected a whole one"),
-        (
-            b'{"version": 1, "plan": "PLAN", "run": "a", "reports": {"1": {"2": {"round": 1, '
-            b'"links-failed": NaN, "links-in-doubt": 0, "train-seconds": 1, "exchange-seconds": 1, '
-            b'"bytes-sent": 1, "bytes-received": 1}}}}',
-            "its 'links-failed' of round 1 is nan, expected 0 or more",
-        ),
-        (b'{"version": 1, "plan": "PLAN", "run": "a", "evaluations": {"x": {}}}', "does not say where a run"),
-    ],
-)
-def test_a_resume_file_that_is_none(
-    content: bytes, message: str, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord, tmp_path: Path
-) -> None:
-    file = tmp_path / "run.json"
-    file.write_bytes(content.replace(b"PLAN", plan.digest().encode()))
-
-    with pytest.raises(CheckpointError, match=message):
-        ServerlessGossip(plan, resume=file).start(grid, initial)
-    assert not grid.sent
-
-
-def test_a_resume_file_that_cannot_be_written_is_noticed_before_anything_is_sent(
-    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord, tmp_path: Path
-) -> None:
-    with pytest.raises(OSError, match=r"cannot write .*nowhere/run\.json.*there is no folder"):
-        ServerlessGossip(plan, resume=tmp_path / "nowhere" / "run.json").start(grid, initial)
-    assert not grid.sent
 
 
 REPLIES = {
