@@ -213,6 +213,7 @@ def change(old: str, new: str) -> Callable[[Path], None]:
         (change('certificate = "1.crt"\n', ""), "expected both: the fingerprint says that the file"),
         (change("[[peers]]\nnode = 1", "[[peers]]\nnode = 2"), "received node 2 twice"),
         (change("[[peers]]\nnode = 1", "[[peers]]\nnode = 7"), "nobody says how to reach nodes [1]"),
+        (change("mytask:trainer", ".mytask:trainer"), "'.mytask:trainer', expected MODULE:CALLABLE"),
         (change("mytask:trainer", "mytask"), "expected MODULE:CALLABLE"),
         (change("mytask:trainer", "mytask:absent"), "mytask has no callable 'absent'"),
         (change("mytask:trainer", "mytask:nothing"), "returned a NoneType, expected a pair"),
@@ -235,4 +236,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
 def test_no_clear_text_by_leaving_something_out(fleet: Path) -> None:
     change('key = "0.key"\ncertificate = "0.crt"\n', "")(fleet)
 
-    assert "insecure=True" in refused("node", fleet / "0.toml")
+    reason = refused("node", fleet / "0.toml")
+
+    assert "0.toml: the file has no 'key' and 'certificate', expected both" in reason
+    assert "insecure = true in [settings]" in reason
