@@ -258,6 +258,20 @@ def test_an_app_that_knows_no_sessions(plan: GossipPlan, toy_app: ClientApp, ini
         ServerlessGossip(plan).start(LocalGrid(toy_app, NODE_IDS), initial)
 
 
+def test_nodes_that_give_no_answer_are_counted(
+    plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = LocalGrid(gossip_mod(toy_app), NODE_IDS, fault=lambda partition, message, reply: None)
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    try:
+        with pytest.raises(TooFewNodesError, match="0 of 6 nodes can take part"):
+            ServerlessGossip(plan).start(grid, initial)
+    finally:
+        logging.getLogger("flwr").removeHandler(caplog.handler)
+
+    assert "6 of 6 connected nodes gave no answer within 60 s" in caplog.text
+
+
 def test_a_certificate_that_is_not_the_one_it_says(
     plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord, caplog: pytest.LogCaptureFixture
 ) -> None:
