@@ -22,7 +22,7 @@ QUICK_RATES, QUICK_SEEDS, QUICK_ROUNDS = (0.025, 0.1, 0.4), (0,), 16
 
 TEMPLATE = """# The learning rate of the demo
 
-`make demo` gives all three methods the learning rate that is best for D-PSGD on the full graph with
+`make demo` gives all five methods the learning rate that is best for D-PSGD on the full graph with
 Metropolis weights, the baseline that the optimised plan is compared with. So neither the plan nor FedAvg
 gets a rate that was tuned for it.
 

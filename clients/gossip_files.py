@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Context
 
+from flower_edge.clients import messages
 from flower_edge.clients.untold_rounds import UntoldRounds
 from flower_edge.gossip.codec import ArraySpec, Layout, Vector
 from flower_edge.peer import Identity, State, StateError
@@ -46,11 +47,12 @@ class NodeFiles:
         """Return the files of this node, in a folder that is there.
 
         It lies below ``gossip-folder`` of the node config, by default below ``$XDG_STATE_HOME/flower_edge``;
-        that of a simulated node in the folder for temporary files, until the run is over.
+        that of a simulated node in the folder for temporary files, until the run is over. Its name is the
+        partition's: Flower gives a SuperNode without a key of its own another id at each start.
         """
         if not run.isalnum():
             raise ValueError(f"received run {run!r:.60}, expected letters and digits")
-        above = _root(context, run) / f"node-{context.node_id}"
+        above = _root(context, run) / f"partition-{messages.partition(context)}"
         folder = above / run
         if not folder.exists():
             folder.mkdir(mode=0o700, parents=True)

@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def compare(console: Console) -> Comparison:
-    """Run all three methods; their metrics and the plan stay in the output folder."""
+    """Run all methods; their metrics and the plan stay in the output folder."""
     sys.path.insert(0, str(APP))
     from quickstart.server_app import model_bytes, round_energy
 

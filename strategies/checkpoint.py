@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,27 +12,16 @@ import numpy.typing as npt
 
 from flower_edge.gossip.codec import ArraySpec, Carried, Layout
 from flower_edge.gossip.mixer import State
+from flower_edge.strategies import archive
+from flower_edge.strategies.archive import CheckpointError
 from flower_edge.strategies.fleet import Fleet
 from flower_edge.strategies.importance import Importance, checked_importance
-from flower_edge.strategies.records import MAX_NPY_HEADER_BYTES, read_npy
 
 VERSION = 1
-MAX_META_BYTES = 256 * 2**20
 MAX_COUNTS = 4
 """Whole numbers that a mixer remembers, for each node of the plan."""
 
 History = dict[str, dict[int, dict[str, Any]]]
-
-
-# What zipfile, json and the conversions raise on damaged bytes; NotImplementedError is a RuntimeError.
-_DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError),
-    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
-)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or that belongs to another run."""
 
 
 @dataclass
@@ -84,7 +70,7 @@ def save(path: Path, fleet: Fleet, progress: Progress) -> None:
     meta = {
         "version": VERSION,
         "plan": fleet.plan.digest(),
-        "layout": _layout_meta(fleet.layout),
+        "layout": archive.layout_meta(fleet.layout),
         "mixer": fleet.mixer_name,
         "memories": [_memory_meta(mixer.state()) for mixer in fleet.mixers],
         "round": progress.server_round,
@@ -94,21 +80,12 @@ def save(path: Path, fleet: Fleet, progress: Progress) -> None:
         "history": progress.history,
         "importance": progress.importance,
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            _write(file, json.dumps(meta).encode(), fleet)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(
-            error.errno,
-            f"could not write the checkpoint, the one before is kept: {error.strerror}",
-            str(path),
-        ) from error
+    arrays = {"models": fleet.models}
+    for node, carried in enumerate(fleet.carried):
+        arrays |= {_carried_name(node, name): array for name, array in carried.items()}
+    for node, mixer in enumerate(fleet.mixers):
+        arrays |= {_memory_name(node, name): array for name, array in mixer.state().items()}
+    archive.write(path, meta, arrays, "the checkpoint")
 
 
 def load(path: Path, fleet: Fleet) -> Progress:
@@ -122,8 +99,8 @@ def load(path: Path, fleet: Fleet) -> Progress:
         If the file is damaged, of another version, or of another plan or model. The fleet is then unchanged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            meta = json.loads(_read_member(archive, "meta.json", MAX_META_BYTES))
+        with zipfile.ZipFile(path) as file:
+            meta = archive.read_meta(file)
             _check_same_run(meta, fleet)
             n = fleet.plan.n
             progress = Progress(
@@ -140,32 +117,19 @@ def load(path: Path, fleet: Fleet) -> Progress:
                     meta.get("importance", {}).items(), {spec.name for spec in fleet.layout.specs}
                 ),
             )
-            models = _read_array(archive, "models", ArraySpec("models", fleet.models.shape, "float32"))
-            carried = [_read_carried(archive, node, fleet.layout) for node in range(n)]
+            models = archive.read_array(file, "models", ArraySpec("models", fleet.models.shape, "float32"))
+            carried = [_read_carried(file, node, fleet.layout) for node in range(n)]
             memories = [
-                _read_memory(archive, node, fleet, specs)
+                _read_memory(file, node, fleet, specs)
                 # Files of before mixers had memories have none.
                 for node, specs in zip(range(n), meta.get("memories", [[]] * n), strict=True)
             ]
             fleet.restore(models, carried, memories)
     except CheckpointError:
         raise
-    except _DAMAGE as error:
+    except archive.DAMAGE as error:
         raise CheckpointError(f"{path} is not a whole checkpoint of flower_edge: {error}") from error
     return progress
-
-
-def _write(file: Any, meta: bytes, fleet: Fleet) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("meta.json", meta)
-        arrays = {"models": fleet.models}
-        for node, carried in enumerate(fleet.carried):
-            arrays |= {_carried_name(node, name): array for name, array in carried.items()}
-        for node, mixer in enumerate(fleet.mixers):
-            arrays |= {_memory_name(node, name): array for name, array in mixer.state().items()}
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
 
 
 def _check_same_run(meta: Any, fleet: Fleet) -> None:
@@ -175,7 +139,7 @@ def _check_same_run(meta: Any, fleet: Fleet) -> None:
         raise CheckpointError(
             "the checkpoint was written under another plan; resume with that plan, or start a new file"
         )
-    if meta["layout"] != _layout_meta(fleet.layout):
+    if meta["layout"] != archive.layout_meta(fleet.layout):
         raise CheckpointError(
             "the checkpoint holds another model; resume with that model, or start a new file"
         )
@@ -186,17 +150,13 @@ def _check_same_run(meta: Any, fleet: Fleet) -> None:
         )
 
 
-def _layout_meta(layout: Layout) -> list[list[Any]]:
-    return [[spec.name, list(spec.shape), spec.dtype] for spec in layout.specs]
-
-
 def _carried_name(node: int, name: str) -> str:
     return f"carried/{node}/{name}"
 
 
-def _read_carried(archive: zipfile.ZipFile, node: int, layout: Layout) -> Carried:
+def _read_carried(file: zipfile.ZipFile, node: int, layout: Layout) -> Carried:
     return {
-        spec.name: _read_array(archive, _carried_name(node, spec.name), spec).copy()
+        spec.name: archive.read_array(file, _carried_name(node, spec.name), spec).copy()
         for spec in layout.specs
         if not spec.mixed
     }
@@ -210,7 +170,7 @@ def _memory_meta(state: State) -> list[list[Any]]:
     return [[name, list(array.shape), str(array.dtype)] for name, array in state.items()]
 
 
-def _read_memory(archive: zipfile.ZipFile, node: int, fleet: Fleet, specs: list[list[Any]]) -> State:
+def _read_memory(file: zipfile.ZipFile, node: int, fleet: Fleet, specs: list[list[Any]]) -> State:
     memory: State = {}
     for name, shape, dtype in specs:
         spec = ArraySpec(_memory_name(node, name), tuple(shape), dtype)
@@ -220,20 +180,8 @@ def _read_memory(archive: zipfile.ZipFile, node: int, fleet: Fleet, specs: list[
             raise CheckpointError(
                 f"the checkpoint claims to hold {spec}, expected vectors of the model or few counts"
             )
-        memory[name] = _read_array(archive, spec.name, spec)
+        memory[name] = archive.read_array(file, spec.name, spec)
     return memory
-
-
-def _read_array(archive: zipfile.ZipFile, name: str, expected: ArraySpec) -> npt.NDArray[Any]:
-    limit = expected.size * np.dtype(expected.dtype).itemsize + MAX_NPY_HEADER_BYTES
-    return read_npy(_read_member(archive, f"{name}.npy", limit), expected)
-
-
-def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    size = archive.getinfo(name).file_size
-    if size > limit:
-        raise CheckpointError(f"{name} claims {size} bytes, at most {limit} are expected")
-    return archive.read(name)
 
 
 def _per_node(values: list[float], n: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -241,11 +189,3 @@ def _per_node(values: list[float], n: int, dtype: npt.DTypeLike) -> npt.NDArray[
     if array.shape != (n,):
         raise CheckpointError(f"a figure per node has shape {array.shape}, expected ({n},)")
     return array
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from flower_edge._files import check_target
 from flower_edge.gossip.compressor import Compressor
 from flower_edge.gossip.directed import DirectedPlan
 from flower_edge.gossip.plan import GossipPlan
@@ -26,7 +27,13 @@ from flower_edge.strategies.importance import (
     received_importance,
     to_config,
 )
-from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
+from flower_edge.strategies.metrics import (
+    MetricsAggregation,
+    comparable,
+    evaluations,
+    mean_min_max,
+    weighted_mean,
+)
 from flower_edge.strategies.mixing import MakeMixer, choose_mixer
 from flower_edge.strategies.records import checked_weight, only_arrays, to_numpy, to_record
 from flower_edge.strategies.replies import accept
@@ -47,7 +54,7 @@ class HostedGossip(ResumableStrategy):
 
     A node that is missing, replies with an error, or sends a model that is not finite or of another shape
     keeps its model in that round; the weights of its links return to both ends, so that the matrix which
-    acts stays symmetric and doubly stochastic.
+    acts stays symmetric and doubly stochastic. A metric of another shape than most nodes' is left out, too.
 
     Parameters
     ----------
@@ -192,6 +199,8 @@ class HostedGossip(ResumableStrategy):
             If more nodes are connected than the plan has, or the initial model cannot be mixed.
         flower_edge.strategies.CheckpointError
             If the file named by `resume` is damaged or belongs to another plan or model.
+        OSError
+            If that file could not be written.
         """
         self._last_round = num_rounds
         fleet = self._begin(grid, initial_arrays)
@@ -216,10 +225,12 @@ class HostedGossip(ResumableStrategy):
         fleet = Fleet(self.plan, initial, self.mixer, self.compressor)
         self._binding = NodeBinding(self.plan.n, self.bind_by)
         self._progress = checkpoint.Progress.start(self.plan.n)
-        if self.resume is not None and self.resume.exists():
-            self._progress = checkpoint.load(self.resume, fleet)
-            self._binding.restore(self._progress.bound)
-            log(INFO, "Resuming after round %d from %s", self._progress.server_round, self.resume)
+        if self.resume is not None:
+            check_target(self.resume, force=True)
+            if self.resume.exists():
+                self._progress = checkpoint.load(self.resume, fleet)
+                self._binding.restore(self._progress.bound)
+                log(INFO, "Resuming after round %d from %s", self._progress.server_round, self.resume)
         self._binding.bind_all(grid, self.connect_timeout)
         self._fleet = fleet
         return fleet
@@ -280,9 +291,8 @@ class HostedGossip(ResumableStrategy):
         progress.energy += energy(self.plan, server_round, parts, fleet.compression)
         progress.importance = mean_importance([update.importance for update in trained.values()])
         mean = fleet.mean()
-        metrics = self.train_metrics_aggr_fn(
-            [trained[node].content for node in sorted(trained)], self.weighted_by_key
-        )
+        contents = {trained[node].node_id: trained[node].content for node in sorted(trained)}
+        metrics = self.train_metrics_aggr_fn(comparable(contents), self.weighted_by_key)
         metrics["consensus-distance"] = fleet.consensus_distance(mean)
         metrics["nodes-failed"] = failed
         metrics["replies-rejected"] = rejected
@@ -305,9 +315,9 @@ class HostedGossip(ResumableStrategy):
             importance = received_importance(content, fleet.layout) if self.global_importance else {}
             arrays = to_numpy(only_arrays(content), fleet.layout, partial=self.partial_updates)
             fleet.update(node, arrays, partial=self.partial_updates)
-            trained[node] = _Update(content, frozenset(arrays), importance)
+            trained[node] = _Update(node_id, content, frozenset(arrays), importance)
 
-        return trained, accept(replies, take)
+        return trained, accept(replies, take).rejected
 
     # ---------------------------------------------------------------- evaluation
 
@@ -329,13 +339,7 @@ class HostedGossip(ResumableStrategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean and, for scalar metrics, the extremes over nodes; None if no node replied well."""
-        contents: list[RecordDict] = []
-
-        def take(_: int, content: RecordDict) -> None:
-            checked_weight(content, self.weighted_by_key)
-            contents.append(content)
-
-        accept(sorted(replies, key=lambda message: message.metadata.src_node_id), take)
+        contents = evaluations(replies, self.weighted_by_key)
         log(INFO, "aggregate_evaluate: Received %d results", len(contents))
         return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
 
@@ -372,6 +376,7 @@ class HostedGossip(ResumableStrategy):
 class _Update:
     """What a node has trained: its reply, the arrays in it, and how important its tensors are to it."""
 
+    node_id: int
     content: RecordDict
     names: frozenset[str]
     importance: Importance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -13,6 +14,12 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flower_edge.gossip.codec import ArraySpec, Layout, is_finite
 
 MAX_NPY_HEADER_BYTES = 16 * 1024
+
+# What numpy lets out beside ValueError: it reads a header with Python's own parser.
+_BAD_HEADER = (
+    *(tokenize.TokenError, SyntaxError, MemoryError, RecursionError),
+    *(TypeError, AttributeError, LookupError, ArithmeticError),
+)
 
 
 def read_npy(content: bytes, expected: ArraySpec) -> npt.NDArray[Any]:
@@ -31,7 +38,12 @@ def read_npy(content: bytes, expected: ArraySpec) -> npt.NDArray[Any]:
     read_header = (
         np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     )
-    shape, fortran_order, dtype = read_header(file)
+    try:
+        shape, fortran_order, dtype = read_header(file)
+    except _BAD_HEADER as error:
+        raise ValueError(
+            f"array {expected.name!r} has a header that cannot be read, expected numpy's: {error!r:.80}"
+        ) from error
     received = ArraySpec(expected.name, shape, str(dtype))
     if received != expected:
         raise ValueError(f"received array {received}, expected {expected}")

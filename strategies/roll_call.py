@@ -76,7 +76,10 @@ def roll_call(
         Message(question, dst_node_id=node_id, message_type=PARTITION_QUERY)
         for node_id in sorted(grid.get_node_ids())
     ]
-    accept(grid.send_and_receive(queries, timeout=timeout) if queries else [], take)
+    replies = list(grid.send_and_receive(queries, timeout=timeout)) if queries else []
+    if silent := len(queries) - len(replies):
+        log(WARNING, "%d of %d connected nodes gave no answer within %g s", silent, len(queries), timeout)
+    accept(replies, take)
     for partition in twice:
         log(WARNING, "Several nodes have partition-id %d; all of them sit out", partition)
         del boards[partition]

@@ -81,14 +81,14 @@ class ResumableStrategy(Strategy):
 
         last, result = self.open_run(grid, initial_arrays, num_rounds)
         if evaluate_fn and last == 0:
-            _evaluate_at_server(0, result, evaluate_fn)
+            evaluate_at_server(0, result.arrays, evaluate_fn, result)
         for server_round in range(last + 1, num_rounds + 1):
             log(INFO, "")
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
             self._train_round(server_round, grid, result, train_config, timeout)
             self._evaluate_round(server_round, grid, result, evaluate_config, timeout)
             if evaluate_fn:
-                _evaluate_at_server(server_round, result, evaluate_fn)
+                evaluate_at_server(server_round, result.arrays, evaluate_fn, result)
             self.close_round(server_round, result)
 
         log(INFO, "")
@@ -124,8 +124,11 @@ class ResumableStrategy(Strategy):
             result.evaluate_metrics_clientapp[server_round] = metrics
 
 
-def _evaluate_at_server(server_round: int, result: Result, evaluate_fn: EvaluateFn) -> None:
-    metrics = evaluate_fn(server_round, result.arrays)
+def evaluate_at_server(
+    server_round: int, arrays: ArrayRecord, evaluate_fn: EvaluateFn, result: Result
+) -> None:
+    """Evaluate a model at the ServerApp, and put what is found into the results."""
+    metrics = evaluate_fn(server_round, arrays)
     log(INFO, "Evaluation at the ServerApp: %s", metrics)
     if metrics is not None:
         result.evaluate_metrics_serverapp[server_round] = metrics

@@ -6,7 +6,7 @@ import io
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from logging import INFO, WARNING, getLogger
+from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,23 +15,26 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from flower_edge._files import check_target
 from flower_edge.gossip.codec import Layout, is_finite
 from flower_edge.gossip.compressor import Compressor
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.gossip.robust import named_mixer
 from flower_edge.peer import PeerSettings
+from flower_edge.strategies import exported
 from flower_edge.strategies.binding import QUERY_TIMEOUT, TooFewNodesError, wait_for_nodes
-from flower_edge.strategies.hosted_gossip import HostedGossip
+from flower_edge.strategies.hosted_instead import hosted_instead
 from flower_edge.strategies.meeting import check_together, forget
-from flower_edge.strategies.metrics import MetricsAggregation, mean_min_max, weighted_mean
+from flower_edge.strategies.metrics import MetricsAggregation, evaluations, mean_min_max, weighted_mean
 from flower_edge.strategies.mixing import MakeMixer, compression_of, mixer_of_boards
 from flower_edge.strategies.orders import Terms
-from flower_edge.strategies.records import average, checked_weight, to_numpy
+from flower_edge.strategies.records import average, to_numpy
 from flower_edge.strategies.replies import accept
 from flower_edge.strategies.roll_call import Board, check_boards, roll_call
-from flower_edge.strategies.rounds import EvaluateFn
+from flower_edge.strategies.rounds import EvaluateFn, evaluate_at_server
 from flower_edge.strategies.session_progress import SessionProgress
 from flower_edge.strategies.session_rounds import SessionRounds
+from flower_edge.strategies.summary import log_sessions
 from flower_edge.strategies.survivors import rows_of_survivors
 
 log = getLogger("flwr").log
@@ -60,7 +63,8 @@ class ServerlessGossip(Strategy):
         How many nodes send their models at the end of each session: 0 none, 1 one node, more a random
         sample, whose average is ``Result.arrays`` and goes to `evaluate_fn`. Without, both get nothing.
     min_nodes : int (default: 2)
-        The least number of nodes for a session; with fewer the run stops with a `TooFewNodesError`.
+        The least number of nodes that take part in a session and do not fail in it; with fewer the run
+        stops with a `TooFewNodesError`.
     fraction_evaluate : float (default: 1.0)
         Fraction of nodes that evaluate their own model after each session; 0 skips evaluation on the nodes.
     robust : {"clip", "trim"}, optional
@@ -86,7 +90,8 @@ class ServerlessGossip(Strategy):
         A file that says, after each session, where the run stands. If it exists, the run goes on from there,
         also after the SuperLink was killed: boards go on with a session without it, and report that
         session's rounds to the next one. They answer when they are done with it: `connect_timeout` has to be
-        longer than what is left. In simulation, `HostedGossip` keeps its own file beside this one.
+        longer than what is left. The model that was exported last is kept beside it (``FILE.model``). In
+        simulation, `HostedGossip` keeps its own file there.
     weighted_by_key : str (default: "num-examples")
         The metric by which the nodes' metrics are weighted when averaged.
     arrayrecord_key : str (default: "arrays")
@@ -168,9 +173,8 @@ class ServerlessGossip(Strategy):
         self.train_metrics_aggr_fn = train_metrics_aggr_fn
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn
         self._terms = Terms(self.settings, robust, overlap, arrayrecord_key, configrecord_key)
-        self._progress = SessionProgress(plan.digest(), secrets.token_hex(16))
         self._boards: dict[int, Board] = {}
-        self._rounds = SessionRounds(plan.n, weighted_by_key, train_metrics_aggr_fn)
+        self._begin()
         self._layout: Layout | None = None
         self._first = self._last = self._earliest = 0
 
@@ -212,9 +216,13 @@ class ServerlessGossip(Strategy):
         Raises
         ------
         TooFewNodesError
-            If fewer than `min_nodes` can take part, or not as many connect at the start as the plan has.
+            If fewer than `min_nodes` can take part or do a session without an error, or not as many connect
+            at the start as the plan has. With `resume`, the next run begins with that session.
         flower_edge.strategies.CheckpointError
-            If the file named by `resume` is damaged or belongs to another plan.
+            If the file named by `resume`, or the model beside it, is damaged or belongs to another plan or
+            model.
+        OSError
+            If that file could not be written.
         ValueError
             If the initial model cannot be mixed, a node has no address, or `evaluate_fn` would see no model.
         """
@@ -228,7 +236,7 @@ class ServerlessGossip(Strategy):
         self._boards = self._present(grid, self.connect_timeout if resumes else QUERY_TIMEOUT)
         simulated = bool(self._boards) and all(board.simulated for board in self._boards.values())
         if simulated and self.simulation == "hosted":
-            return self._hosted().start(
+            return hosted_instead(self).start(
                 *(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
             )
         asked = (num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
@@ -250,7 +258,7 @@ class ServerlessGossip(Strategy):
         self.summary()
         started = time.time()
         if evaluate_fn is not None and not self._progress.last:
-            _evaluate(0, initial_arrays, evaluate_fn, result)
+            evaluate_at_server(0, initial_arrays, evaluate_fn, result)
         # Before a board knows the run's name: it would be lost with this process.
         self._keep(result)
         configs = [ConfigRecord() if c is None else c for c in (train_config, evaluate_config)]
@@ -259,7 +267,7 @@ class ServerlessGossip(Strategy):
             self._last = min(session * self.rounds_per_session, num_rounds)
             self._one_session(session, grid, initial_arrays, result, configs, timeout)
             if evaluate_fn is not None and len(result.arrays):
-                _evaluate(self._last, result.arrays, evaluate_fn, result)
+                evaluate_at_server(self._last, result.arrays, evaluate_fn, result)
             self._progress.last = self._last
             self._keep(result)
         log(INFO, "Strategy execution finished in %.2fs", time.time() - started)
@@ -278,18 +286,33 @@ class ServerlessGossip(Strategy):
         finally:
             forget(self._progress.run)
 
+    def _begin(self) -> None:
+        self._progress = SessionProgress(self.plan.digest(), secrets.token_hex(16))
+        self._rounds = SessionRounds(self.plan.n, self.weighted_by_key, self.train_metrics_aggr_fn)
+
     def _taken_up(self) -> Result:
         """Return what is known of the run: nothing, or what the resume file says."""
+        self._begin()
         result = Result()
-        if self.resume is not None and self.resume.exists():
+        if self.resume is None:
+            return result
+        check_target(self.resume, force=True)
+        if self.resume.exists():
             self._progress = SessionProgress.load(self.resume, self.plan.digest())
             self._progress.recall(self._rounds, result)
+            model = exported.load(
+                exported.path_beside(self.resume), self._progress.run, self._running_layout()
+            )
+            result.arrays = result.arrays if model is None else model
             log(INFO, "Resuming after round %d from %s", self._progress.last, self.resume)
         return result
 
     def _keep(self, result: Result) -> None:
-        """Write the resume file, if one is kept."""
+        """Write the resume file, if one is kept, and before it the model that it leads up to."""
         if self.resume is not None:
+            if len(result.arrays):
+                path = exported.path_beside(self.resume)
+                exported.save(path, self._progress.run, result.arrays, self._running_layout())
             self._progress.note(self._rounds, result)
             self._progress.save(self.resume)
 
@@ -314,30 +337,6 @@ class ServerlessGossip(Strategy):
             found = self.aggregate_evaluate(session, grid.send_and_receive(questions, timeout=timeout))
             if found is not None:
                 result.evaluate_metrics_clientapp[self._last] = found
-
-    def _hosted(self) -> HostedGossip:
-        if self.overlap:
-            raise ValueError(
-                "overlap=True is for sessions between boards, and these simulated nodes are hosted, where a "
-                "round trains with the mixed model: leave it out"
-            )
-        log(INFO, "These nodes are simulated and have no addresses: their gossip is hosted (HostedGossip)")
-        return HostedGossip(
-            self.plan,
-            min_nodes=self.min_nodes,
-            fraction_evaluate=self.fraction_evaluate,
-            evaluate_every=self.rounds_per_session,
-            bind_by="partition-id",
-            connect_timeout=self.connect_timeout,
-            resume=None if self.resume is None else self.resume.with_name(self.resume.name + ".hosted"),
-            mixer=self.mixer,
-            compressor=self.compressor,
-            weighted_by_key=self.weighted_by_key,
-            arrayrecord_key=self.arrayrecord_key,
-            configrecord_key=self.configrecord_key,
-            train_metrics_aggr_fn=self.train_metrics_aggr_fn,
-            evaluate_metrics_aggr_fn=self.evaluate_metrics_aggr_fn,
-        )
 
     def _check_model(self, initial: ArrayRecord) -> None:
         arrays = {name: array.numpy() for name, array in initial.items()}
@@ -428,18 +427,30 @@ class ServerlessGossip(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Take over the metrics of a session; return what was exported, and the metrics of its last round."""
+        """Take over the metrics of a session; return what was exported, and the metrics of its last round.
+
+        Raises
+        ------
+        TooFewNodesError
+            If so many nodes failed that fewer than `min_nodes` are left. A reply that does not come is no
+            failure: what it said is in the node's next one.
+        """
         models: list[Mapping[str, Any]] = []
 
         def take(node_id: int, content: RecordDict) -> None:
             node = next(n for n, board in self._boards.items() if board.node_id == node_id)
-            exported = content.array_records.get("arrays")
-            arrays = None if exported is None else to_numpy(exported, self._running_layout())
+            sent = content.array_records.get("arrays")
+            arrays = None if sent is None else to_numpy(sent, self._running_layout())
             self._earliest = min(self._earliest, self._rounds.add(node, content, self._last))
             if arrays is not None:
                 models.append(arrays)
 
-        rejected = accept(replies, take)
+        errors, rejected = accept(replies, take)
+        if len(self._boards) - errors - rejected < self.min_nodes:
+            raise TooFewNodesError(
+                f"session {server_round}: of {len(self._boards)} nodes {errors} failed, and {rejected} sent "
+                f"replies that were rejected; min_nodes is {self.min_nodes}. The lines above say why"
+            )
         did = self._rounds.nodes_since(self._first)
         log(INFO, "aggregate_train: %d nodes did the session, %d replies rejected", did, rejected)
         metrics = self._rounds.since(self._first)
@@ -478,31 +489,9 @@ class ServerlessGossip(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean and, for scalar metrics, the extremes over nodes; None if no node replied well."""
-        contents: list[RecordDict] = []
-
-        def take(_: int, content: RecordDict) -> None:
-            checked_weight(content, self.weighted_by_key)
-            contents.append(content)
-
-        accept(sorted(replies, key=lambda message: message.metadata.src_node_id), take)
+        contents = evaluations(replies, self.weighted_by_key)
         return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
 
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
-        log(INFO, "\t├──> Gossip plan: %s", self.plan.describe())
-        if self.compressor is not None:
-            log(INFO, "\t├──> Models travel in: %s", self.compressor.name)
-        log(INFO, "\t├──> Rounds in a session: %d", self.rounds_per_session)
-        log(INFO, "\t├──> Models that leave their nodes for the server: %s", self.export or "none")
-        log(
-            WARNING if self.settings.insecure else INFO,
-            "\t└──> Links: %s",
-            "CLEAR TEXT (insecure=True)" if self.settings.insecure else "mutual TLS 1.3, pinned certificates",
-        )
-
-
-def _evaluate(server_round: int, arrays: ArrayRecord, evaluate_fn: EvaluateFn, result: Result) -> None:
-    metrics = evaluate_fn(server_round, arrays)
-    log(INFO, "Evaluation at the ServerApp: %s", metrics)
-    if metrics is not None:
-        result.evaluate_metrics_serverapp[server_round] = metrics
+        log_sessions(self)

@@ -12,7 +12,7 @@ from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
 from flower_edge.gossip._strict_json import is_int
-from flower_edge.strategies.checkpoint import CheckpointError
+from flower_edge.strategies.archive import CheckpointError
 from flower_edge.strategies.session_rounds import SessionRounds
 
 VERSION = 1

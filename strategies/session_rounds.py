@@ -19,6 +19,9 @@ OWN = frozenset(
 )
 """What every session reports, beside what training does."""
 
+LARGEST = 2.0**53
+"""No count or time of a round is as much; sums over nodes and rounds stay finite and can be whole numbers."""
+
 
 class SessionRounds:
     """The metrics of all rounds of a run, as they come in session by session.
@@ -58,7 +61,8 @@ class SessionRounds:
         Raises
         ------
         ValueError
-            If it has reported already, or its lists do not fit together. Nothing of it is kept then.
+            If it has reported already, its lists do not fit together, or what every session reports is not
+            finite or negative. Nothing of it is kept then.
         """
         first = self.told(node) + 1
         if len(content.metric_records) != 1:
@@ -75,8 +79,13 @@ class SessionRounds:
         for round_ in rounds:
             if not isinstance(round_, int) or not first <= round_ <= last:
                 raise ValueError(f"it reports round {round_!r}, expected {first} to {last}")
-        for index, round_ in enumerate(rounds):
-            values = {name: float(column[index]) for name, column in lists.items()}
+        reports = {
+            round_: {name: float(column[index]) for name, column in lists.items()}
+            for index, round_ in enumerate(rounds)
+        }
+        for round_, values in reports.items():
+            _check_own(round_, values)
+        for round_, values in reports.items():
             self._reports[round_][node] = values
         return min(rounds, default=last + 1)
 
@@ -106,7 +115,9 @@ class SessionRounds:
                     raise ValueError(
                         f"received a report of round {number} by node {node}, expected a whole one"
                     )
-                self._reports[int(number)][int(node)] = {name: float(value) for name, value in values.items()}
+                report = {name: float(value) for name, value in values.items()}
+                _check_own(int(number), report)
+                self._reports[int(number)][int(node)] = report
 
     def nodes_since(self, first: int) -> int:
         """Return how many nodes have reported a round from `first` on."""
@@ -143,3 +154,11 @@ class SessionRounds:
                 for node, values in reports.items():
                     total[node] += values["bytes-sent"] + values["bytes-received"]
         return total
+
+
+def _check_own(round_: int, report: Mapping[str, float]) -> None:
+    for name in sorted(OWN):
+        if not 0 <= report[name] < LARGEST:
+            raise ValueError(
+                f"its {name!r} of round {round_} is {report[name]}, expected 0 or more, below {LARGEST:g}"
+            )

@@ -1,14 +1,15 @@
-"""What a hosted gossip logs of itself at the start."""
+"""What strategies log of themselves at the start."""
 
 from __future__ import annotations
 
-from logging import INFO, getLogger
+from logging import INFO, WARNING, getLogger
 from typing import TYPE_CHECKING
 
 from flower_edge.gossip.directed import DirectedPlan
 
 if TYPE_CHECKING:
     from flower_edge.strategies.hosted_gossip import HostedGossip
+    from flower_edge.strategies.serverless_gossip import ServerlessGossip
 
 log = getLogger("flwr").log
 
@@ -54,6 +55,21 @@ def log_summary(strategy: HostedGossip) -> None:
     log(INFO, "\t\t├── Metrics weighted by: '%s'", strategy.weighted_by_key)
     log(INFO, "\t\t├── ArrayRecord key: '%s'", strategy.arrayrecord_key)
     log(INFO, "\t\t└── ConfigRecord key: '%s'", strategy.configrecord_key)
+
+
+def log_sessions(strategy: ServerlessGossip) -> None:
+    """Log the plan, and what sessions are like."""
+    log(INFO, "\t├──> Gossip plan: %s", strategy.plan.describe())
+    if strategy.compressor is not None:
+        log(INFO, "\t├──> Models travel in: %s", strategy.compressor.name)
+    log(INFO, "\t├──> Rounds in a session: %d", strategy.rounds_per_session)
+    log(INFO, "\t├──> Models that leave their nodes for the server: %s", strategy.export or "none")
+    insecure = strategy.settings.insecure
+    log(
+        WARNING if insecure else INFO,
+        "\t└──> Links: %s",
+        "CLEAR TEXT (insecure=True)" if insecure else "mutual TLS 1.3, pinned certificates",
+    )
 
 
 def _messages(strategy: HostedGossip) -> str:

@@ -25,7 +25,16 @@ ALLOWED = {
     "flower_edge/cli": {
         *{"flower_edge.cli", "flower_edge.energy", "flower_edge.gossip", "flower_edge.kernels"},
         *{"flower_edge.peer", "flower_edge.report", "flower_edge.training"},
-        *{"flower_edge._extras", "click", "networkx", "numpy", "rich", "torch", "typer"},
+        *{
+            "flower_edge._extras",
+            "flower_edge._files",
+            "click",
+            "networkx",
+            "numpy",
+            "rich",
+            "torch",
+            "typer",
+        },
     },
     "clients": {"flower_edge", "flwr", "numpy", "torch"},
     "strategies": {"flower_edge", "flwr", "numpy"},

@@ -30,7 +30,7 @@ def named_callable(reference: str, folder: str | Path, example: str, returns: st
         If there is no such module.
     """
     module, _, name = reference.partition(":")
-    if not module or not name:
+    if not module or not name or module.startswith("."):
         raise ValueError(f"received {reference!r}, expected MODULE:CALLABLE, such as {example}")
     path = os.fspath(folder)
     sys.path.insert(0, path)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Mapping
 from io import BytesIO
@@ -11,8 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from typer import Argument
 
+from flower_edge._files import check_target, write_whole
 from flower_edge.cli.callables import named_callable
-from flower_edge.cli.files import check_target, write_whole
 from flower_edge.cli.node_config import NodeConfig
 from flower_edge.peer import NamedModel, PeerSession, RoundReport, SessionReport, rows_of
 
@@ -29,13 +30,15 @@ def node(config: Annotated[Path, Argument(metavar="CONFIG.toml", show_default=Fa
     has an example.
 
     CALLABLE takes the node's number and returns the model's arrays (a state_dict) and a function of arrays
-    and round that trains: it returns new arrays and a dict of metrics. MODULE is looked for beside the file.
+    and round that trains: it returns new arrays and a dict of metrics, which are numbers. MODULE is looked
+    for beside the file.
 
-    Writes a line of JSON for each round.
+    Writes a line of JSON for each round; a metric that is NaN or infinite is null there.
     """
     given = NodeConfig.read(config)
-    if given.result is not None:
-        check_target(given.result, force=True, suffix=".npz")
+    for path, suffix in ((given.result, ".npz"), (given.state, "")):
+        if path is not None:
+            check_target(path, force=True, suffix=suffix)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     model = _model(given)
     session = PeerSession(
@@ -85,9 +88,18 @@ def _print_round(report: RoundReport) -> None:
             "exchange_seconds": round(report.exchange_seconds, 6),
             "bytes_sent": report.bytes_sent,
             "bytes_received": report.bytes_received,
-            "metrics": dict(report.metrics),
+            "metrics": {name: _number(name, value) for name, value in report.metrics.items()},
         }
     )
+
+
+def _number(name: str, value: Any) -> float | None:
+    """Return a metric as JSON knows numbers, which has neither numpy's nor NaN."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"training returned metric {name!r} = {value!r:.60}, expected a number") from error
+    return number if math.isfinite(number) else None
 
 
 def _print_end(report: SessionReport) -> None:

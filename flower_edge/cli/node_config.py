@@ -117,6 +117,12 @@ class NodeConfig:
         settings = table.get("settings", {})
         if strange := sorted(settings.keys() - known):
             raise ValueError(f"settings has {strange[0]!r}, expected some of {sorted(known)}")
+        identity = _identity(table, folder)
+        if identity is None and not settings.get("insecure"):
+            raise ValueError(
+                "the file has no 'key' and 'certificate', expected both, as flower-edge certs make writes "
+                "them; to send models in clear text, say insecure = true in [settings]"
+            )
         plan = GossipPlan.from_json(folder / table["plan"])
         if not 0 <= table["node"] < plan.n:
             raise ValueError(f"node is {table['node']}, the plan has nodes 0 to {plan.n - 1}")
@@ -129,7 +135,7 @@ class NodeConfig:
             trainer=table["trainer"],
             listen=table["listen"],
             members=tuple(_member(peer, folder) for peer in table.get("peers", [])),
-            identity=_identity(table, folder),
+            identity=identity,
             robust=_robust(table),
             compression=_compression(table, plan),
             overlap=table.get("overlap", False),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 from typer import Argument, Option
 
+from flower_edge._files import check_target, write_whole
 from flower_edge.cli.callables import named_callable
-from flower_edge.cli.files import check_target, write_whole
 from flower_edge.cli.profile_energy import measure_step, print_energy
 from flower_edge.cli.profile_tables import print_profile
 from flower_edge.cli.screen import output, progress_bar, say

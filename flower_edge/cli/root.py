@@ -37,7 +37,9 @@ class Root(TyperGroup):
             # Alone, click would print usage, a box and a traceback; here it returns the status or raises.
             status = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except click.ClickException as error:
-            complain(error.format_message())
+            # A command without arguments has shown its help, and has nothing more to say.
+            if message := error.format_message():
+                complain(message)
             status = BAD_INPUT
         except (ValueError, ImportError, OSError) as error:
             complain(str(error))

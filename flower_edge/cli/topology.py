@@ -13,9 +13,9 @@ import typer
 from typer import Option
 
 from flower_edge._extras import require
+from flower_edge._files import check_target, write_whole
 from flower_edge.cli import tables
 from flower_edge.cli.energy import EnergyOptions
-from flower_edge.cli.files import check_target, write_whole
 from flower_edge.cli.groups import with_option_groups
 from flower_edge.cli.screen import output, progress_bar, say
 from flower_edge.gossip.bilevel import Mode

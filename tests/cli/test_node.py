@@ -34,8 +34,13 @@ def trainer(node):
         time.sleep(0.05)
         arrays["weight"] += node + 1
         arrays["steps"] += 1
-        return arrays, {"loss": 1 / round}
+        return arrays, {"loss": np.float32(1 / round), "steps": arrays["steps"].max(), "gain": np.nan}
     return {"weight": np.full((3, 5), node, np.float32), "steps": np.array(0)}, train
+
+def talkative(node):
+    def train(arrays, round):
+        return arrays, {"loss": "less"}
+    return {"weight": np.zeros(3, np.float32)}, train
 
 def nothing(node):
     return None
@@ -105,7 +110,7 @@ def test_nodes_gossip_and_one_that_is_killed_goes_on(fleet: Path) -> None:
     assert [line["round"] for line in lines[0][:-1]] == list(range(1, ROUNDS + 1))
     assert lines[2][0]["round"] > 2
     assert lines[2][-2]["counted"] == [0]
-    assert lines[1][4]["metrics"] == {"loss": 1 / 5}
+    assert lines[1][4]["metrics"] == {"loss": pytest.approx(1 / 5), "steps": 5, "gain": None}
     assert all(line[-1] == {"late": [], "unsettled": [], "refusals": {}} for line in lines[:2])
     results = []
     for node in range(3):
@@ -131,6 +136,21 @@ def test_nodes_gossip_in_few_bytes(fleet: Path) -> None:
         with np.load(fleet / f"{node}.npz") as result:
             weights.append(result["weight"])
     np.testing.assert_allclose(np.mean(weights, axis=0), 1 + ROUNDS * 2, rtol=1e-5)
+
+
+def test_a_metric_that_is_no_number(fleet: Path) -> None:
+    for edit in (
+        change("mytask:trainer", "mytask:talkative"),
+        change("peer_timeout", "connect_timeout = 0.1\npeer_timeout"),
+    ):
+        edit(fleet)
+
+    node = start(fleet, 0)
+    _, err = node.communicate(timeout=60)
+
+    assert node.returncode == 2
+    assert "training returned metric 'loss' = 'less', expected a number" in err
+    assert "Traceback" not in err
 
 
 def test_interrupt(fleet: Path) -> None:
@@ -193,11 +213,13 @@ def change(old: str, new: str) -> Callable[[Path], None]:
         (change('certificate = "1.crt"\n', ""), "expected both: the fingerprint says that the file"),
         (change("[[peers]]\nnode = 1", "[[peers]]\nnode = 2"), "received node 2 twice"),
         (change("[[peers]]\nnode = 1", "[[peers]]\nnode = 7"), "nobody says how to reach nodes [1]"),
+        (change("mytask:trainer", ".mytask:trainer"), "'.mytask:trainer', expected MODULE:CALLABLE"),
         (change("mytask:trainer", "mytask"), "expected MODULE:CALLABLE"),
         (change("mytask:trainer", "mytask:absent"), "mytask has no callable 'absent'"),
         (change("mytask:trainer", "mytask:nothing"), "returned a NoneType, expected a pair"),
         (change("plan.json", "absent.json"), "absent.json"),
         (change("rounds = 80", 'rounds = 80\nrobust = "median"'), "robust is 'median'"),
+        (change("0.state", "nowhere/0.state"), "make it first"),
         (change("0.npz", "0.txt"), "expected a name that ends in .npz"),
         (lambda folder: (folder / "0.key").chmod(0o644), "others may read the private key"),
         (lambda folder: (folder / "0.toml").write_text("not = toml = "), "cannot read"),
@@ -214,4 +236,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
 def test_no_clear_text_by_leaving_something_out(fleet: Path) -> None:
     change('key = "0.key"\ncertificate = "0.crt"\n', "")(fleet)
 
-    assert "insecure=True" in refused("node", fleet / "0.toml")
+    reason = refused("node", fleet / "0.toml")
+
+    assert "0.toml: the file has no 'key' and 'certificate', expected both" in reason
+    assert "insecure = true in [settings]" in reason

@@ -329,6 +329,15 @@ def test_help_and_version() -> None:
     assert "No such command 'frobnicate'" in refused("frobnicate")
 
 
+@pytest.mark.parametrize("command", [(), ("topology",), ("certs",)])
+def test_a_command_without_arguments_shows_its_help_and_no_error(command: tuple[str, ...]) -> None:
+    result = run(*command)
+
+    assert result.exit_code == 2
+    assert "Usage: " in result.stdout
+    assert result.stderr == ""
+
+
 def test_help_and_a_closed_pipe_end_quietly() -> None:
     done = subprocess.run(
         f"{' '.join(COMMAND)} topology optimize ring:6 {' '.join(QUICK)} | head -1",

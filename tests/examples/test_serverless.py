@@ -63,7 +63,7 @@ def states(flower: Deployment) -> dict[int, State]:
     """What each board has on its disk."""
     return {
         node: state
-        for folder in sorted(flower.folder.glob("boards/node-*/*"))
+        for folder in sorted(flower.folder.glob("boards/partition-*/*"))
         for node in range(NODES)
         if (state := NodeFiles(folder, folder.name).kept(node)) is not None
     }

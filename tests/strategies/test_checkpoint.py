@@ -196,3 +196,4 @@ def test_a_missing_folder_is_named(tmp_path: Path, fleet: Fleet, progress: Progr
         save(tmp_path / "nowhere" / "run", fleet, progress)
 
     assert str(tmp_path / "nowhere") in str(raised.value)
+    assert "is kept" not in str(raised.value), "there is none"

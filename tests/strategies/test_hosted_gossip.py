@@ -1,6 +1,7 @@
 """HostedGossip, message by message."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,12 @@ FAULTS = {
     "truncated": lambda message, reply: with_raw(message, lambda data: data[:-4]),
     "claims a terabyte": lambda message, reply: with_raw(message, terabyte),
     "not numpy": lambda message, reply: with_raw(message, lambda data: b"\x80\x04K\x01." + data),
+    "header that never ends": lambda message, reply: with_header(message, "{'descr': ("),
+    "header that is too deep": lambda message, reply: with_header(message, "-" * 9000 + "1"),
+    "header badly indented": lambda message, reply: with_header(message, "if 1:\n    a\n  b"),
+    "header without a dtype": lambda message, reply: with_header(
+        message, "{'descr': (), 'fortran_order': False, 'shape': (3, 5)}"
+    ),
 }
 
 
@@ -147,6 +154,11 @@ def with_raw(message: Message, change) -> Message:
     arrays = ArrayRecord({"weight": bad, "steps": Array(np.asarray(np.int64(1)))})
     content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
     return Message(content, reply_to=message)
+
+
+def with_header(message: Message, header: str) -> Message:
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    return with_raw(message, lambda data: start + data)
 
 
 def terabyte(data: bytes) -> bytes:
@@ -179,6 +191,39 @@ def test_a_faulty_node_keeps_its_model_and_the_round_goes_on(
     assert result.train_metrics_clientapp[2]["nodes-failed"] == 0
 
 
+@pytest.mark.parametrize("odd", ["1 of 6", "the first of 6"])
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_metric_that_no_mean_can_take_is_left_out(
+    kind: str,
+    odd: str,
+    plan: GossipPlan,
+    toy_app: ClientApp,
+    initial: ArrayRecord,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node_id = NODE_IDS[3] if odd == "1 of 6" else min(NODE_IDS)
+
+    def report_shapes(partition: int, message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == kind:
+            own = message.metadata.dst_node_id == node_id
+            for metrics in reply.content.metric_records.values():
+                metrics.update({"acc": [0.5, 0.6] if own else 0.5, "curve": 3.0 if own else [1.0, 2.0]})
+        return reply
+
+    grid = LocalGrid(toy_app, NODE_IDS, fault=report_shapes)
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    try:
+        result = HostedGossip(plan).start(grid, initial, num_rounds=2)
+    finally:
+        logging.getLogger("flwr").removeHandler(caplog.handler)
+
+    found = getattr(result, f"{kind}_metrics_clientapp")[2]
+    assert (found["acc"], found["curve"]) == (pytest.approx(0.5), [1.0, 2.0])
+    assert result.train_metrics_clientapp[2]["nodes-failed"] == 0, "its model is good"
+    assert f"metric 'acc' of node {node_id}: received a list of 2, expected one number" in caplog.text
+    assert f"metric 'curve' of node {node_id}: received one number, expected a list of 2" in caplog.text
+
+
 def test_too_few_good_replies_stop_the_run(
     plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord
 ) -> None:
@@ -198,6 +243,22 @@ def test_fewer_nodes_than_the_plan(plan: GossipPlan, toy_app: ClientApp, initial
 def test_more_nodes_than_the_plan(plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord) -> None:
     with pytest.raises(ValueError, match="plan is for 6 nodes, 7 are connected"):
         HostedGossip(plan).start(LocalGrid(toy_app, [*NODE_IDS, 99]), initial)
+
+
+@pytest.mark.parametrize(("name", "error"), [("nowhere/run", OSError), (".", ValueError)])
+def test_a_resume_file_that_cannot_be_written_is_noticed_before_anything_is_sent(
+    name: str,
+    error: type[Exception],
+    plan: GossipPlan,
+    toy_app: ClientApp,
+    initial: ArrayRecord,
+    tmp_path: Path,
+) -> None:
+    grid = LocalGrid(toy_app, NODE_IDS)
+
+    with pytest.raises(error, match=r"there is no folder .*, make it first|is a folder, expected"):
+        HostedGossip(plan, resume=tmp_path / name).start(grid, initial)
+    assert not grid.sent
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from local_grid import LocalGrid
 from records import record, to_numpy
+from sessions import FAST, NODE_IDS, hosted, training_metrics
 from threaded_grid import ThreadedGrid
 
 from flower_edge.clients import gossip_mod
@@ -25,21 +26,12 @@ from flower_edge.gossip import (
     TopK,
 )
 from flower_edge.gossip.robust import named_mixer
-from flower_edge.peer import PeerSettings
-from flower_edge.strategies import CheckpointError, HostedGossip, ServerlessGossip, TooFewNodesError
-
-NODE_IDS = [907, 12, 500, 43, 88, 311]
-FAST = PeerSettings(connect_timeout=20, peer_timeout=5, redial_interval=0.1, farewell_timeout=5)
+from flower_edge.strategies import HostedGossip, ServerlessGossip, TooFewNodesError
 
 
 @pytest.fixture
 def grid(toy_app: ClientApp, tmp_path: Path) -> ThreadedGrid:
     return ThreadedGrid(gossip_mod(toy_app), NODE_IDS, tmp_path)
-
-
-def hosted(plan: GossipPlan, app: ClientApp, initial: ArrayRecord, rounds: int) -> dict[str, np.ndarray]:
-    strategy = HostedGossip(plan, bind_by="partition-id")
-    return to_numpy(strategy.start(LocalGrid(app, NODE_IDS), initial, rounds).arrays)
 
 
 def test_sessions_are_hosted_gossip_without_the_host(
@@ -92,6 +84,16 @@ def test_no_model_leaves_its_node_unless_it_is_asked_for(
 
     assert set(result.arrays) == {"weight", "steps"}
     assert sum(bool(reply.content.array_records) for reply in grid.replies) == 1
+
+
+def test_a_second_start_is_another_run(plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord) -> None:
+    strategy = ServerlessGossip(plan, rounds_per_session=2, export=6, settings=FAST)
+
+    first, second = (strategy.start(grid, initial, num_rounds=3) for _ in range(2))
+
+    assert training_metrics(second) == training_metrics(first)
+    expected = first.arrays["weight"].numpy()
+    np.testing.assert_allclose(second.arrays["weight"].numpy(), expected, rtol=1e-5)
 
 
 def test_configs_reach_the_app(plan: GossipPlan, tmp_path: Path, initial: ArrayRecord) -> None:
@@ -155,7 +157,7 @@ def test_a_node_that_lost_its_disk_starts_anew(
     class Losing(ServerlessGossip):
         def configure_train(self, server_round: int, *rest: object) -> object:
             if server_round == 2:
-                (state,) = grid.folder.glob(f"node-{NODE_IDS[3]}/*/state")
+                (state,) = grid.folder.glob("partition-3/*/state")
                 state.write_bytes(state.read_bytes()[:-1])
             return super().configure_train(server_round, *rest)
 
@@ -164,6 +166,31 @@ def test_a_node_that_lost_its_disk_starts_anew(
     assert [m["nodes-failed"] for m in result.train_metrics_clientapp.values()] == [0, 0, 0, 0]
     brought = [m for m in grid.sent if m.metadata.message_type == "train.gossip" and m.content.array_records]
     assert [grid.partitions[m.metadata.dst_node_id] for m in brought] == [0, 1, 2, 3, 4, 5, 3]
+
+
+def test_a_node_that_comes_back_with_another_id_goes_on(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    """As a SuperNode without a key of its own does at each start."""
+
+    class Restarting(ServerlessGossip):
+        def configure_train(self, server_round: int, *rest: object) -> object:
+            if server_round == 2:
+                grid.partitions[4711] = grid.partitions.pop(NODE_IDS[3])
+                grid.connected = list(grid.partitions)
+            return super().configure_train(server_round, *rest)
+
+    strategy = Restarting(plan, rounds_per_session=2, export=6, settings=FAST)
+    result = strategy.start(grid, initial, num_rounds=4)
+
+    introductions = [reply.content["gossip"] for reply in grid.replies if "gossip" in reply.content]
+    own = [said["fingerprint"] for said in introductions if said.get("partition-id") == 3]
+    assert len(own) == 2
+    assert len(set(own)) == 1, "its neighbours have pinned its key"
+    brought = [m for m in grid.sent if m.metadata.message_type == "train.gossip" and m.content.array_records]
+    assert len(brought) == len(NODE_IDS), "its model is on its disk"
+    expected = hosted(plan, grid.app, initial, 4)["weight"]
+    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected, rtol=1e-5)
 
 
 def test_a_node_whose_training_fails_stops_nobody(
@@ -231,6 +258,20 @@ def test_an_app_that_knows_no_sessions(plan: GossipPlan, toy_app: ClientApp, ini
         ServerlessGossip(plan).start(LocalGrid(toy_app, NODE_IDS), initial)
 
 
+def test_nodes_that_give_no_answer_are_counted(
+    plan: GossipPlan, toy_app: ClientApp, initial: ArrayRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = LocalGrid(gossip_mod(toy_app), NODE_IDS, fault=lambda partition, message, reply: None)
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    try:
+        with pytest.raises(TooFewNodesError, match="0 of 6 nodes can take part"):
+            ServerlessGossip(plan).start(grid, initial)
+    finally:
+        logging.getLogger("flwr").removeHandler(caplog.handler)
+
+    assert "6 of 6 connected nodes gave no answer within 60 s" in caplog.text
+
+
 def test_a_certificate_that_is_not_the_one_it_says(
     plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -248,13 +289,6 @@ def test_a_certificate_that_is_not_the_one_it_says(
 
     assert "Rejected the reply of node 907: its certificate has fingerprint" in caplog.text
     assert result.train_metrics_clientapp[1]["nodes-failed"] == 1
-
-
-def training_metrics(result: object) -> dict[int, dict]:
-    """Of every round, without what clocks and sockets measured."""
-    measured = {"exchange-seconds", "busiest-node-bytes"}
-    rounds = result.train_metrics_clientapp
-    return {r: {k: v for k, v in metrics.items() if k not in measured} for r, metrics in rounds.items()}
 
 
 def test_what_a_lost_reply_said_is_in_the_next_one(
@@ -277,80 +311,25 @@ def test_what_a_lost_reply_said_is_in_the_next_one(
         assert total == sorted(total)
 
 
-class PowerCutError(Exception):
-    """The ServerApp is gone."""
-
-
-@pytest.mark.parametrize("when", ["before the replies arrive", "after the session"])
-def test_a_run_goes_on_after_its_server_was_killed(
-    when: str,
-    plan: GossipPlan,
-    grid: ThreadedGrid,
-    initial: ArrayRecord,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("min_nodes", "stops"), [(4, True), (3, False)])
+def test_errors_and_bad_replies_are_nodes_that_fail_and_silence_is_not(
+    min_nodes: int, stops: bool, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
 ) -> None:
-    """In its second session, which the boards do to its end."""
-    whole = ServerlessGossip(plan, rounds_per_session=3, settings=FAST).start(grid, initial, num_rounds=8)
+    def fail(partition: int, message: Message, reply: Message) -> Message | None:
+        if message.metadata.message_type != "train.gossip" or partition > 3:
+            return reply
+        if partition == 0:
+            reply.content["metrics"]["bytes-sent"] = [np.nan]
+            return reply
+        return None if partition == 3 else Message(Error(code=2, reason="out of memory"), reply_to=message)
 
-    class Killed(ServerlessGossip):
-        def aggregate_train(self, server_round: int, replies: object) -> object:
-            if server_round == 2 and when == "before the replies arrive":
-                raise PowerCutError
-            return super().aggregate_train(server_round, replies)
-
-        def aggregate_evaluate(self, server_round: int, replies: object) -> object:
-            if server_round == 2:
-                raise PowerCutError
-            return super().aggregate_evaluate(server_round, replies)
-
-    file = tmp_path / "run.json"
-    arguments = {"rounds_per_session": 3, "settings": FAST, "resume": file}
-    with pytest.raises(PowerCutError):
-        Killed(plan, **arguments).start(grid, initial, num_rounds=8)
-    before = len(grid.sent)
-    waits: list[float] = []
-    send = grid.send_and_receive
-    monkeypatch.setattr(
-        grid, "send_and_receive", lambda them, timeout: waits.append(timeout) or send(them, timeout=timeout)
-    )
-    resumed = ServerlessGossip(plan, export=6, connect_timeout=77.0, **arguments)
-    result = resumed.start(grid, initial, num_rounds=8)
-
-    assert waits[0] == 77.0, "as long as it takes until the boards are done with their session"
-    assert training_metrics(result) == training_metrics(whole)
-    assert result.evaluate_metrics_clientapp == whole.evaluate_metrics_clientapp
-    expected = hosted(plan, grid.app, initial, 8)["weight"]
-    np.testing.assert_allclose(result.arrays["weight"].numpy(), expected, rtol=1e-5)
-    again = grid.sent[before:]
-    assert not any(message.content.array_records for message in again), "models are on the boards' disks"
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["run.json"]
-
-    finished = ServerlessGossip(plan, **arguments).start(grid, initial, num_rounds=8)
-    assert training_metrics(finished) == training_metrics(whole)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "does not say where a run of sessions stands"),
-        (b"[]", "does not say where a run of sessions stands"),
-        (b'{"version": 2}', "another version, expected 1"),
-        (b'{"version": 1, "plan": "x", "run": "a"}', "a run by another plan"),
-        (b'{"version": 1, "plan": "PLAN", "run": "../a"}', "does not say where a run of sessions stands"),
-        (b'{"version": 1, "plan": "PLAN", "run": "a", "reports": {"1": {"9": {}}}}', "expected a whole one"),
-        (b'{"version": 1, "plan": "PLAN", "run": "a", "evaluations": {"x": {}}}', "does not say where a run"),
-    ],
-)
-def test_a_resume_file_that_is_none(
-    content: bytes, message: str, plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord, tmp_path: Path
-) -> None:
-    file = tmp_path / "run.json"
-    file.write_bytes(content.replace(b"PLAN", plan.digest().encode()))
-
-    with pytest.raises(CheckpointError, match=message):
-        ServerlessGossip(plan, resume=file).start(grid, initial)
-    assert not grid.sent
+    grid.fault = fail
+    strategy = ServerlessGossip(plan, min_nodes=min_nodes, settings=FAST)
+    if stops:
+        with pytest.raises(TooFewNodesError, match=r"of 6 nodes 2 failed, and 1 sent replies that were rej"):
+            strategy.start(grid, initial, num_rounds=1)
+        return
+    assert strategy.start(grid, initial, num_rounds=1).train_metrics_clientapp[1]["nodes-failed"] == 4
 
 
 REPLIES = {
@@ -358,6 +337,10 @@ REPLIES = {
     "a round of another session": lambda content: content["metrics"].update({"round": [1, 3]}),
     "lists of two lengths": lambda content: content["metrics"].update({"train_loss": [1.0]}),
     "no exchange-seconds": lambda content: content["metrics"].pop("exchange-seconds"),
+    "infinitely many bytes": lambda content: content["metrics"].update({"bytes-sent": [8.0, np.inf]}),
+    "more bytes than there are": lambda content: content["metrics"].update({"bytes-received": [1e308] * 2}),
+    "no number of links": lambda content: content["metrics"].update({"links-failed": [np.nan] * 2}),
+    "negative seconds": lambda content: content["metrics"].update({"exchange-seconds": [0.5, -1.0]}),
     "another model": lambda content: content.update({"arrays": record({"weight": np.zeros(2, np.float32)})}),
 }
 
@@ -376,6 +359,21 @@ def test_replies_are_not_trusted(
 
     assert [metrics["nodes-failed"] for metrics in result.train_metrics_clientapp.values()] == [1, 1]
     assert np.isfinite(result.arrays["weight"].numpy()).all()
+
+
+def test_an_evaluation_that_no_mean_can_take_is_left_out(
+    plan: GossipPlan, grid: ThreadedGrid, initial: ArrayRecord
+) -> None:
+    def spoil(partition: int, message: Message, reply: Message) -> Message:
+        if partition == 2 and message.metadata.message_type == "evaluate.gossip":
+            for metrics in reply.content.metric_records.values():
+                metrics["level"] = [0.5, 0.6]
+        return reply
+
+    grid.fault = spoil
+    result = ServerlessGossip(plan, settings=FAST).start(grid, initial, num_rounds=1)
+
+    assert isinstance(result.evaluate_metrics_clientapp[1]["level"], float)
 
 
 @pytest.mark.parametrize("robust", ["clip", "trim"])
@@ -537,8 +535,9 @@ def test_the_key_is_the_nodes_alone(plan: GossipPlan, grid: ThreadedGrid, initia
     for _ in range(4):
         ServerlessGossip(plan, settings=FAST).start(grid, initial, num_rounds=1)
 
-    for node_id in NODE_IDS:
-        runs = list((grid.folder / f"node-{node_id}").iterdir())
+    assert len(list(grid.folder.iterdir())) == len(NODE_IDS)
+    for node in range(len(NODE_IDS)):
+        runs = list((grid.folder / f"partition-{node}").iterdir())
         assert len(runs) == 3, "older runs are removed"
         assert all((run / "node.key").stat().st_mode & 0o77 == 0 for run in runs)
     assert not any(b"PRIVATE" in str(reply.content).encode() for reply in grid.replies)

@@ -21,6 +21,8 @@ def check_target(path: Path, *, force: bool, suffix: str = "") -> None:
         raise ValueError(f"{str(path)!r} is a folder, expected the name of a file")
     if path.exists() and not force:
         raise ValueError(f"{str(path)!r} exists: choose another name, or replace it with --force")
+    if not path.parent.exists():
+        raise OSError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}, make it first")
     try:
         # Asking the file system is surer than reading permissions: it knows of read-only mounts and of root.
         with tempfile.TemporaryFile(dir=path.parent):
