@@ -208,6 +208,13 @@ def test_messages_and_states_of_another_kind_are_refused() -> None:
     [
         (1, [], "received a plan for n = 1"),
         (3, [[0, 1], [1, 3]], "expected nodes 0..2"),
+        (
+            2,
+            [[0.9, 1.2], [1.9, 0.1]],
+            r"received arcs of float64 \(2, 2\), expected integers of shape \(m, 2\)",
+        ),
+        (2, [[0, 1, 1, 0]], r"received arcs of int64 \(1, 4\), expected"),
+        (2, [0, 1, 1, 0], r"received arcs of int64 \(4,\), expected"),
         (3, [[0, 0]], "from node 0 to itself"),
         (3, [[0, 1], [0, 1]], "twice"),
         (3, [[0, 1], [1, 2]], r"node 0 is not reached by nodes \[1, 2\]"),
