@@ -15,6 +15,7 @@ import numpy.typing as npt
 from flower_edge.gossip.codec import Vector, is_finite
 from flower_edge.gossip.mixer import Doubt, Mixer
 from flower_edge.gossip.mixer import State as Memories
+from flower_edge.peer.disk import sync_folder
 
 MAGIC = b"flower_edge session 2\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -107,7 +108,7 @@ class State:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError:
             partial.unlink(missing_ok=True)
             raise
@@ -236,11 +237,3 @@ def _check_owner(path: Path, header: dict[str, Any], run: bytes, node: int, elem
             f"{n} {f!r} (expected {e!r})" for n, f, e in zip(names, found, expected, strict=True) if f != e
         )
         raise StateError(f"{str(path)!r} is the state of another session: {shown}")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
