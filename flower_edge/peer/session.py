@@ -200,6 +200,9 @@ class PeerSession:
             wire = WireBytes(listener.port, await resolved(neighbour.member.address for neighbour in dialled))
             if done < rounds:
                 await self._connected()
+                if self.resumed is None:
+                    # A node without a past begins where the others are, and has missed nothing.
+                    done = self._caught_up(done + 1, rounds) - 1
             while done < rounds:
                 done = await self._round(done + 1, rounds, wire, report)
                 if on_round is not None:
@@ -216,10 +219,12 @@ class PeerSession:
 
     async def _round(self, round: int, last: int, wire: WireBytes, report: SessionReport) -> int:
         """Do a round, or a later one if the others are there already; return which."""
-        round = self._caught_up(round, last)
+        planned, round = round, self._caught_up(round, last)
         steps = await self._steps.on(self._model, round)
         # What was trained meanwhile is as good for a later round as for the one that it was meant for.
         round = self._caught_up(round, last)
+        if isinstance(self._mixer, PushSum):
+            self._mixer.missed(round - planned)
         row = self._rows[round % len(self._rows)]
         began = time.perf_counter()
         if self._is_good(steps.model, round):
@@ -355,9 +360,9 @@ class PeerSession:
         return Dialler(neighbour, first, self._identity, self._settings, self._refusals)
 
     async def _connected(self) -> None:
-        """Wait until all neighbours are connected, or time is up."""
+        """Wait until all neighbours are connected and have said where they are, or time is up."""
         await _until(
-            lambda: all(neighbour.connected for neighbour in self._fleet.values()),
+            lambda: all(n.connected and n.their_round > 0 for n in self._fleet.values()),
             self._settings.connect_timeout,
         )
         if missing := [j for j, neighbour in self._fleet.items() if not neighbour.connected]:

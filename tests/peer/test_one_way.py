@@ -114,6 +114,44 @@ def test_messages_that_get_lost_one_way_are_made_up_for(monkeypatch: pytest.Monk
         np.testing.assert_allclose(report.model, fleet.trained_mean(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_node_that_lost_its_disk_does_not_lead_the_others_back() -> None:
+    """Node 3 dies in mid-run and comes back with nothing, where the others are by then."""
+
+    async def run() -> tuple[Directed, list[PeerSession], int]:
+        fleet = Directed(seconds=0.005, settings=replace(FAST, farewell_timeout=0.5))
+        sessions = [fleet.session(node) for node in range(5)]
+        running = [asyncio.ensure_future(session.run_async(200)) for session in sessions]
+        while len(fleet.trained[0]) < 100:
+            await asyncio.sleep(0.01)
+        running[3].cancel()
+        await asyncio.wait({running[3]})
+        died_in = max(fleet.trained[3])
+        sessions[3] = fleet.session(3)
+        running[3] = asyncio.ensure_future(sessions[3].run_async(200))
+        await asyncio.gather(*running)
+        return fleet, sessions, died_in
+
+    fleet, sessions, died_in = asyncio.run(run())
+
+    assert fleet.trained[3][fleet.trained[3].index(died_in) + 1] > died_in
+    assert 3.5 < sum(session._mixer.weight for session in sessions) < 6.0
+
+
+def test_a_node_that_is_slow_in_its_first_round_loses_nothing() -> None:
+    """The others give it up, and it gains all that they gave meanwhile."""
+    fleet = Directed(
+        trains=30,
+        seconds=lambda node, round_: 1.0 if (node, round_) == (3, 1) else 0.02,
+        settings=replace(FAST, peer_timeout=0.1),
+    )
+
+    reports = asyncio.run(fleet.run(220))
+
+    assert reports[3].rounds[0].round > 5
+    for report in reports:
+        np.testing.assert_allclose(report.model, fleet.trained_mean(), rtol=1e-4, atol=1e-4)
+
+
 def test_a_sum_of_another_size_is_no_model() -> None:
     """Before the first round a mixer does not know how large a model is: the inbox does."""
     inbox = Inbox(Sealed(PushSum(1, PLAN), PushSum.largest_message), 97, largest=1e8)
