@@ -20,6 +20,7 @@ from flower_edge.peer.listener import Listener
 from flower_edge.peer.local_steps import LocalSteps, Train
 from flower_edge.peer.members import Member
 from flower_edge.peer.neighbour import Neighbour
+from flower_edge.peer.pace import fleet_round
 from flower_edge.peer.part import Row, check_model, checked_members, codec_and_terms, run_id
 from flower_edge.peer.payload import Codec
 from flower_edge.peer.refusals import Refusals, log
@@ -261,13 +262,12 @@ class PeerSession:
         return round
 
     def _caught_up(self, round: int, last: int) -> int:
-        """Return the round that the fleet is in: a neighbour that has gone on without this node is ahead."""
-        for j, neighbour in self._fleet.items():
-            ahead = range(round, neighbour.their_round)
-            # One that is ahead because the plan has no link to it in between has left nothing out.
-            if any(j in self._rows[r % len(self._rows)] for r in ahead[: len(self._rows)]):
-                round = neighbour.their_round
-        round = min(round, last)
+        """Return the round that the fleet is in, which may have gone on without this node."""
+        # Over links that go one way, receivers do not say where they are.
+        saying = self._mixer.senders if isinstance(self._mixer, PushSum) else self._fleet
+        known = [(j, self._fleet[j]) for j in saying]
+        theirs = {j: n.their_round for j, n in known if n.connected or n.finished}
+        round = min(fleet_round(round, self._rows, theirs), last)
         for neighbour in self._fleet.values():
             neighbour.enter(round)
         return round
