@@ -340,7 +340,7 @@ class PeerSession:
                 member,
                 Link(
                     coordinator=self.node < j,
-                    last_counted=counted.get(j, 0),
+                    last_counted=counted.get(j, ()),
                     in_doubt=self._doubts.open[j].round if j in self._doubts.open else None,
                 ),
                 Inbox(self._codec, len(self._model), self._settings.largest_element),
