@@ -191,12 +191,7 @@ class PeerSession:
         )
         await listener.start()
         dialled = [neighbour for j, neighbour in self._fleet.items() if j > self.node]
-        dialling = [
-            asyncio.create_task(self._dialler(n).run(), name=f"dialling node {n.member.node}")
-            for n in dialled
-        ]
-        for task in dialling:
-            task.add_done_callback(_log_failure)
+        dialling = [self._dialler(neighbour).start() for neighbour in dialled]
         try:
             wire = WireBytes(listener.port, await resolved(neighbour.member.address for neighbour in dialled))
             if done < rounds:
@@ -422,12 +417,6 @@ class PeerSession:
 
 def _others(row: Row, node: int) -> list[int]:
     return [j for j in row if j != node]
-
-
-def _log_failure(dialling: asyncio.Task[None]) -> None:
-    """Say why a neighbour is dialled no more; nobody else asks the task."""
-    if not dialling.cancelled() and (error := dialling.exception()) is not None:
-        log.error("%s has failed, and is not tried again", dialling.get_name(), exc_info=error)
 
 
 async def _until(condition: Callable[[], bool], timeout: float) -> None:
