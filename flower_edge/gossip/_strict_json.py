@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 32 * 2**20
+"""The complete graph of 1024 nodes and a plan that uses all of it take 23 MB."""
 
 MAX_BRACKETS = 2**20
-"""Of any kind: an empty list takes two bytes of text, and 56 or more once parsed. Twice what the largest plan
-has, the complete graph of 1024 nodes."""
+"""Of any kind: an empty list takes two bytes of text, and 56 or more once parsed. As many as the complete
+graph of 1024 nodes has, once as a base graph and once as a plan."""
 
 
 def read_text(path: str | Path) -> str:
@@ -29,13 +30,17 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"cannot read {str(path)!r}: {error}") from error
 
 
-def parse_object(text: str, what: str) -> dict[str, Any]:
-    """Parse a JSON object; anything else is a ValueError that begins with `what`."""
+def check_text(text: str, what: str) -> None:
+    """Raise a ValueError that begins with `what` for a text that is not parsed, because it is too large."""
     if len(text) > MAX_BYTES:
         raise ValueError(f"{what}: received {len(text)} characters, expected at most {MAX_BYTES}")
-
     if (brackets := text.count("[") + text.count("{")) > MAX_BRACKETS:
         raise ValueError(f"{what}: received {brackets} lists and objects, expected at most {MAX_BRACKETS}")
+
+
+def parse_object(text: str, what: str) -> dict[str, Any]:
+    """Parse a JSON object; anything else is a ValueError that begins with `what`."""
+    check_text(text, what)
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no number here")

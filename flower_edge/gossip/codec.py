@@ -21,7 +21,7 @@ Arrays: TypeAlias = Mapping[str, Any]
 Carried: TypeAlias = dict[str, npt.NDArray[Any]]
 
 MIXED_DTYPES = frozenset({"float32", "float16", "bfloat16"})
-REFUSED_DTYPES = frozenset({"float64", "complex64", "complex128", "object"})
+CARRIED_DTYPES = frozenset({"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,18 @@ class Layout:
         Raises
         ------
         TypeError
-            For a float64 or complex array: fp32 cannot hold it exactly.
+            For an array of any other dtype: float64, say, which fp32 cannot hold exactly, or one in another
+            byte order.
         ValueError
             If there is nothing to mix.
         """
         specs = tuple(_spec(name, array) for name, array in arrays.items())
         for spec in specs:
-            if spec.dtype in REFUSED_DTYPES:
+            if spec.dtype not in MIXED_DTYPES | CARRIED_DTYPES:
                 raise TypeError(
-                    f"array {spec} cannot be mixed without loss: expected float32, float16, bfloat16, an "
-                    "integer type or bool. Convert the model first, for example with model.float()"
+                    f"array {spec} can neither be mixed without loss nor carried: expected float32, float16, "
+                    "bfloat16, an integer type or bool, in this machine's byte order. Convert the model "
+                    'first, for example with model.float() or array.astype("float32")'
                 )
         layout = cls(specs)
         if layout.size == 0:

@@ -71,7 +71,8 @@ class CompressedMixer(Mixer[bytes]):
         if not 0 <= node < plan.n:
             raise ValueError(f"received node {node}, expected 0 to {plan.n - 1}")
         self.codec = codec
-        self.gamma = self.default_gamma(plan, codec) if gamma is None else gamma
+        # A float: `terms`, which are compared as text, hold it.
+        self.gamma = float(self.default_gamma(plan, codec) if gamma is None else gamma)
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"gamma is {gamma}, expected a positive finite number")
         self.start = np.zeros(1, np.float32) if start is None else start

@@ -31,8 +31,8 @@ class DirectedPlan:
     Raises
     ------
     ValueError
-        If an arc leads to a node that is none, or to where it comes from, or is there twice, or the graph is
-        not strongly connected.
+        If the arcs are no pairs of integers, an arc leads to a node that is none, or to where it comes from,
+        or is there twice, or the graph is not strongly connected.
     """
 
     n: int
@@ -42,7 +42,12 @@ class DirectedPlan:
     """No model of what a round costs."""
 
     def __post_init__(self) -> None:
-        arcs = np.array(self.arcs, np.int64).reshape(-1, 2)
+        arcs = np.array(self.arcs)
+        if arcs.size == 0:
+            arcs = arcs.astype(np.int64).reshape(0, 2)
+        if arcs.ndim != 2 or arcs.shape[1] != 2 or not np.issubdtype(arcs.dtype, np.integer):
+            raise ValueError(f"received arcs of {arcs.dtype} {arcs.shape}, expected integers of shape (m, 2)")
+        arcs = arcs.astype(np.int64)
         if not 2 <= self.n <= MAX_NODES:
             raise ValueError(f"received a plan for n = {self.n} nodes, expected 2 to {MAX_NODES}")
         if arcs.size and not 0 <= arcs.min() <= arcs.max() < self.n:

@@ -80,7 +80,9 @@ def full_graph(graph: "nx.Graph", nonnegative: bool) -> Iterator[Schedule]:
 
 def static(graph: "nx.Graph", pruned: Callable[[], list[Pruned]]) -> Iterator[Schedule]:
     """Take one sparse W of least D for every budget of links, with and without pauses."""
-    for stage in pruned()[1:]:
+    stages = pruned()
+    # The first is the whole base graph, which `full_graph` has; a tree has no other.
+    for stage in stages[1:] or stages:
         weights = least_disagreement(graph.edge_subgraph(map(tuple, stage.links.tolist())))
         name = f"static, ≤ {_most_links(stage.links)} links, weights of least D"
         yield from _paused("static", name, (Phase(stage.links, weights),))

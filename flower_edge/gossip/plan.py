@@ -12,7 +12,7 @@ import numpy as np
 
 from flower_edge._extras import require
 from flower_edge.gossip._plan_json import decode, digest_of, encode
-from flower_edge.gossip._strict_json import is_int, parse_object, read_text
+from flower_edge.gossip._strict_json import check_text, is_int, parse_object, read_text
 from flower_edge.gossip.choice import Choice
 from flower_edge.gossip.contraction import contraction
 from flower_edge.gossip.energy import Energies, EnergyModel
@@ -260,8 +260,24 @@ class GossipPlan:
         return digest_of(self._document())
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Return the plan as JSON, and write it to `path` if given; `from_json` reads it back bit for bit."""
-        text = json.dumps({**self._document(), "digest": self.digest()})
+        """Return the plan as JSON, and write it to `path` if given; `from_json` reads it back bit for bit.
+
+        Raises
+        ------
+        ValueError
+            If the plan is so large that `from_json` would refuse it: no board could start with it.
+        """
+        content = self._document()
+        document = {**content, "digest": digest_of(content)}
+        text = json.dumps(document)
+        try:
+            check_text(text, "as JSON")
+            decode(document)
+        except ValueError as error:
+            raise ValueError(
+                f"the plan could not be read back: {error}. Take one with fewer phases or links, such as "
+                "one of another mode"
+            ) from error
         if path is not None:
             Path(path).write_text(text + "\n", "utf-8")
         return text

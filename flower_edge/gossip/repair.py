@@ -43,6 +43,8 @@ def repaired(
     before, after = plan.energy, energy
     if before is None or after is None or not (exchange_costs(before, plan.base, plan.n) > 0).all():
         before, after, objective = COUNTED, COUNTED, "busiest"
+    if objective == "lifetime" and after.battery is None:
+        objective = "busiest"  # whoever had a battery has left
     spent = spent_per_round(plan.phases, plan.n, before)
     level = objective_per_round(spent, before, objective)
     if objective == "total":
@@ -66,6 +68,8 @@ def _energy_of(energy: EnergyModel, numbers: npt.NDArray[np.int64], n: int) -> E
             (name, getattr(energy, name)) for name in ("compute", "send", "receive", "battery")
         )
     }
+    if isinstance(values["battery"], tuple) and np.isinf(values["battery"]).all():
+        values["battery"] = None  # all that are left are on mains
     transmissions = energy.transmissions
     if transmissions is not None:
         links = numbers[transmissions.links]

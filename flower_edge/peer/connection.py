@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 import grpc
 
+MOST_WAITING = 1024
+"""Short messages that wait to be written. A round has a handful: the other end of so many does not read."""
+
 
 class Stream(Protocol):
     """What grpc.aio's calls and server contexts have in common."""
@@ -58,12 +61,17 @@ class Connection:
         self._model: Iterator[bytes] = iter(())
         self._on_sent: Callable[[], None] = _nothing
         self._work = asyncio.Event()
+        self._full = asyncio.Event()
         self._closing = False
 
     def post(self, message: bytes) -> None:
-        """Send a short message as soon as possible."""
-        self._short.append(message)
-        self._work.set()
+        """Send a short message as soon as possible; where `MOST_WAITING` wait already, `run` ends instead."""
+        if len(self._short) == MOST_WAITING:
+            self._full.set()
+        # None may be left out and a later one arrive.
+        if not self._full.is_set():
+            self._short.append(message)
+            self._work.set()
 
     def post_model(self, frames: Iterator[bytes], on_sent: Callable[[], None]) -> None:
         """Send the frames of a model; what is left of an earlier one is dropped.
@@ -97,17 +105,16 @@ class Connection:
         Raises
         ------
         BrokenError
-            If the stream ends before.
+            If the stream ends before, or the other end does not read.
         """
-        reading = asyncio.ensure_future(self._read())
-        writing = asyncio.ensure_future(self._write())
+        tasks = [asyncio.ensure_future(work()) for work in (self._read, self._write, self._overflow)]
         try:
-            await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (reading, writing):
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
                 if task.done():
                     task.result()
         finally:
-            for task in (reading, writing):
+            for task in tasks:
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task
@@ -130,6 +137,10 @@ class Connection:
             else:
                 self._work.clear()
                 await self._work.wait()
+
+    async def _overflow(self) -> None:
+        await self._full.wait()
+        raise BrokenError(f"{MOST_WAITING} messages wait to be read, expected an end that reads them")
 
     async def _send(self, message: bytes) -> None:
         try:

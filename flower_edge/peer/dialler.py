@@ -16,7 +16,7 @@ from flower_edge.peer.settings import PeerSettings
 
 
 class Dialler:
-    """Keeps a link to one neighbour open, for as long as `run` runs.
+    """Keeps a link to one neighbour open, for as long as what `start` returns goes on.
 
     Parameters
     ----------
@@ -43,6 +43,12 @@ class Dialler:
         self._identity = identity
         self._settings = settings
         self._refusals = refusals
+
+    def start(self) -> asyncio.Task[None]:
+        """Begin to `run`; what ends it other than a cancellation is in the log."""
+        task = asyncio.create_task(self.run(), name=f"dialling node {self._neighbour.member.node}")
+        task.add_done_callback(_log_failure)
+        return task
 
     async def run(self) -> None:
         """Dial, carry the link until it breaks, wait a little, and dial again; for ever."""
@@ -85,6 +91,11 @@ class Dialler:
         )
         name = ("grpc.ssl_target_name_override", server_name(certificate))
         return grpc.aio.secure_channel(member.address, credentials, options=[*arguments, name])
+
+
+def _log_failure(dialling: asyncio.Task[None]) -> None:
+    if not dialling.cancelled() and (error := dialling.exception()) is not None:
+        log.error("%s has failed, and is not tried again", dialling.get_name(), exc_info=error)
 
 
 async def _ending(call: grpc.aio.StreamStreamCall) -> str:

@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import os
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
+
+from flower_edge.peer.disk import write_new
 
 SERVER_NAME = "node.flower-edge"
 """In every certificate made here. Who is at the other end is told by the fingerprint, never by a name."""
@@ -95,7 +96,7 @@ class Identity:
         return cls(read_pem(key), read_pem(certificate))
 
     def save(self, key: Path, certificate: Path) -> None:
-        """Write both to new files; the key's is readable by its owner alone.
+        """Write both to new files, the key first, each whole or not at all; the key is its owner's alone.
 
         Raises
         ------
@@ -105,8 +106,7 @@ class Identity:
         if certificate.exists():
             raise FileExistsError(f"{str(certificate)!r} exists already, and is not replaced")
         for path, content, mode in ((key, self.key, 0o600), (certificate, self.certificate, 0o644)):
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                file.write(content)
+            write_new(path, content, mode)
 
     @property
     def fingerprint(self) -> str:

@@ -118,7 +118,7 @@ class Inbox:
         except ValueError as error:
             raise PayloadError(str(error)) from error
         for vector in vectors:
-            check_vector(vector, self._largest)
+            check_vector(vector, self._elements, self._largest)
         return model
 
 

@@ -21,11 +21,12 @@ class Link:
     """One end's memory of a link: a two-phase commit in each round, without any transport.
 
     The coordinator decides. It counts the link once it has the other end's model and that end's ``READY``;
-    it says so, and it remembers the last round that it counted. The participant sends ``READY`` once it has
-    the coordinator's model and has sent its own. From then on it may not decide for itself: if the answer
+    it says so, and it remembers the last two rounds that it counted. The participant sends ``READY`` once it
+    has the coordinator's model and has sent its own. From then on it may not decide for itself: if the answer
     does not come in time it goes on as if the link had failed, stays *in doubt* about that round, and asks
-    again by the same ``READY``. Until the doubt is settled the link carries no further model; therefore the
-    coordinator has to remember one round only.
+    again by the same ``READY``. Until the doubt is settled the link carries no further model; but a
+    participant may learn the answer, count one round more, and be killed before that is on its disk. Then it
+    asks for the older of two rounds.
 
     Every method returns what to send to the other end: pairs of a frame's kind and round, in order. Frames
     have to arrive in order or not at all; `broken` says that some may be lost.
@@ -34,8 +35,8 @@ class Link:
     ----------
     coordinator : bool
         Whether this end decides. Exactly one of the two does.
-    last_counted : int, default 0
-        What the coordinator remembers from before; no round has the number 0.
+    last_counted : tuple of int, default ()
+        What the coordinator remembers from before: rounds that counted, the latest last.
     in_doubt : int, optional
         What the participant has not been told before it stopped.
 
@@ -45,6 +46,8 @@ class Link:
         The round that was begun last.
     outcome : Outcome
         What has become of the link in that round.
+    last_counted : tuple of int
+        The last two rounds that counted, the latest last.
     in_doubt : int or None
         The round for which the participant awaits the answer to its ``READY``.
     settled : bool or None
@@ -52,7 +55,9 @@ class Link:
         it has done what follows from it.
     """
 
-    def __init__(self, *, coordinator: bool, last_counted: int = 0, in_doubt: int | None = None) -> None:
+    def __init__(
+        self, *, coordinator: bool, last_counted: tuple[int, ...] = (), in_doubt: int | None = None
+    ) -> None:
         self.coordinator = coordinator
         self.last_counted = last_counted
         self.round = 0
@@ -136,8 +141,8 @@ class Link:
     def _decide(self, round: int) -> Say:
         if round == self.round and self.outcome is Outcome.OPEN and self._arrived:
             self.outcome = Outcome.COUNTED
-            self.last_counted = round
-        if round == self.last_counted:
+            self._remember(round)
+        if round in self.last_counted:
             return [(Kind.COMMIT, round)]
         if round == self.round and self.outcome is Outcome.OPEN:
             self.outcome = Outcome.FAILED
@@ -145,10 +150,13 @@ class Link:
         self._spoilt = max(self._spoilt, round)
         return [(Kind.ABORT, round)]
 
+    def _remember(self, round: int) -> None:
+        self.last_counted = (*self.last_counted, round)[-2:]
+
     def _settle(self, *, counted: bool) -> None:
         round_, self.in_doubt = self.in_doubt, None
         if counted and round_ is not None:
-            self.last_counted = round_
+            self._remember(round_)
         if round_ == self.round and self.outcome is Outcome.OPEN:
             self.outcome = Outcome.COUNTED if counted else Outcome.FAILED
         else:

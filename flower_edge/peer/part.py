@@ -12,7 +12,7 @@ from flower_edge.gossip.mixer import Mixer
 from flower_edge.gossip.plan import GossipPlan
 from flower_edge.gossip.push_sum import PushSum
 from flower_edge.peer.frames import RUN_BYTES
-from flower_edge.peer.identity import Identity
+from flower_edge.peer.identity import Identity, server_name
 from flower_edge.peer.members import Member, by_node
 from flower_edge.peer.payload import Codec, Fp32, Sealed
 from flower_edge.peer.settings import PeerSettings
@@ -42,7 +42,8 @@ def checked_members(
     Raises
     ------
     ValueError
-        If one of them is missing, or cannot be recognised and clear text was not asked for.
+        If one of them is missing, or cannot be recognised and clear text was not asked for, or a certificate
+        has no name for TLS.
     """
     if not rows or any(node not in row for row in rows):
         raise ValueError(
@@ -67,6 +68,15 @@ def checked_members(
         )
     if twins := [j for j in wanted if found[j].fingerprint == identity.fingerprint]:
         raise ValueError(f"node {twins[0]} has this node's own certificate, expected another")
+    # Of two nodes the lower one dials.
+    dialled = {f"node {j}": found[j].certificate for j in wanted if j > node}
+    if any(j < node for j in wanted):
+        dialled[f"node {node} (this one)"] = identity.certificate
+    for who, certificate in dialled.items():
+        try:
+            server_name(certificate or b"")
+        except ValueError as error:
+            raise ValueError(f"{who}: {error}") from None
     return found
 
 

@@ -112,8 +112,10 @@ class Sealed:
         return self._mixer.read(message)
 
 
-def check_vector(vector: Vector, largest: float) -> None:
-    """Raise a `PayloadError` if an element is NaN, or larger than `largest` in absolute value."""
+def check_vector(vector: Vector, elements: int, largest: float) -> None:
+    """Raise a `PayloadError` unless it has so many elements, none NaN, none larger in absolute value."""
+    if vector.shape != (elements,):
+        raise PayloadError(f"received a vector of shape {vector.shape}, expected ({elements},)")
     # No element exceeds the norm. One fast pass tells nearly always; the exact look is for the others.
     with np.errstate(over="ignore", invalid="ignore"):
         if float(np.dot(vector, vector)) <= largest * largest:

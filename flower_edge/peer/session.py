@@ -20,6 +20,7 @@ from flower_edge.peer.listener import Listener
 from flower_edge.peer.local_steps import LocalSteps, Train
 from flower_edge.peer.members import Member
 from flower_edge.peer.neighbour import Neighbour
+from flower_edge.peer.pace import fleet_round
 from flower_edge.peer.part import Row, check_model, checked_members, codec_and_terms, run_id
 from flower_edge.peer.payload import Codec
 from flower_edge.peer.refusals import Refusals, log
@@ -190,11 +191,14 @@ class PeerSession:
         )
         await listener.start()
         dialled = [neighbour for j, neighbour in self._fleet.items() if j > self.node]
-        dialling = [asyncio.create_task(self._dialler(neighbour).run()) for neighbour in dialled]
+        dialling = [self._dialler(neighbour).start() for neighbour in dialled]
         try:
             wire = WireBytes(listener.port, await resolved(neighbour.member.address for neighbour in dialled))
             if done < rounds:
                 await self._connected()
+                if self.resumed is None:
+                    # A node without a past begins where the others are, and has missed nothing.
+                    done = self._caught_up(done + 1, rounds) - 1
             while done < rounds:
                 done = await self._round(done + 1, rounds, wire, report)
                 if on_round is not None:
@@ -211,10 +215,12 @@ class PeerSession:
 
     async def _round(self, round: int, last: int, wire: WireBytes, report: SessionReport) -> int:
         """Do a round, or a later one if the others are there already; return which."""
-        round = self._caught_up(round, last)
+        planned, round = round, self._caught_up(round, last)
         steps = await self._steps.on(self._model, round)
         # What was trained meanwhile is as good for a later round as for the one that it was meant for.
         round = self._caught_up(round, last)
+        if isinstance(self._mixer, PushSum):
+            self._mixer.missed(round - planned)
         row = self._rows[round % len(self._rows)]
         began = time.perf_counter()
         if self._is_good(steps.model, round):
@@ -251,13 +257,12 @@ class PeerSession:
         return round
 
     def _caught_up(self, round: int, last: int) -> int:
-        """Return the round that the fleet is in: a neighbour that has gone on without this node is ahead."""
-        for j, neighbour in self._fleet.items():
-            ahead = range(round, neighbour.their_round)
-            # One that is ahead because the plan has no link to it in between has left nothing out.
-            if any(j in self._rows[r % len(self._rows)] for r in ahead[: len(self._rows)]):
-                round = neighbour.their_round
-        round = min(round, last)
+        """Return the round that the fleet is in, which may have gone on without this node."""
+        # Over links that go one way, receivers do not say where they are.
+        saying = self._mixer.senders if isinstance(self._mixer, PushSum) else self._fleet
+        known = [(j, self._fleet[j]) for j in saying]
+        theirs = {j: n.their_round for j, n in known if n.connected or n.finished}
+        round = min(fleet_round(round, self._rows, theirs), last)
         for neighbour in self._fleet.values():
             neighbour.enter(round)
         return round
@@ -330,7 +335,7 @@ class PeerSession:
                 member,
                 Link(
                     coordinator=self.node < j,
-                    last_counted=counted.get(j, 0),
+                    last_counted=counted.get(j, ()),
                     in_doubt=self._doubts.open[j].round if j in self._doubts.open else None,
                 ),
                 Inbox(self._codec, len(self._model), self._settings.largest_element),
@@ -350,9 +355,9 @@ class PeerSession:
         return Dialler(neighbour, first, self._identity, self._settings, self._refusals)
 
     async def _connected(self) -> None:
-        """Wait until all neighbours are connected, or time is up."""
+        """Wait until all neighbours are connected and have said where they are, or time is up."""
         await _until(
-            lambda: all(neighbour.connected for neighbour in self._fleet.values()),
+            lambda: all(n.connected and n.their_round > 0 for n in self._fleet.values()),
             self._settings.connect_timeout,
         )
         if missing := [j for j, neighbour in self._fleet.items() if not neighbour.connected]:

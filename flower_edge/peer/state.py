@@ -15,8 +15,9 @@ import numpy.typing as npt
 from flower_edge.gossip.codec import Vector, is_finite
 from flower_edge.gossip.mixer import Doubt, Mixer
 from flower_edge.gossip.mixer import State as Memories
+from flower_edge.peer.disk import sync_folder
 
-MAGIC = b"flower_edge session 2\n"
+MAGIC = b"flower_edge session 3\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _LARGEST_HEADER = 2**20
 _LARGEST_EXTRA = 2**28
@@ -46,8 +47,8 @@ class State:
         The last one that is done.
     model : ndarray of float32, shape (d,)
         After that round's mixing.
-    last_counted : dict of int to int
-        For each neighbour, the last round in which the link to it counted.
+    last_counted : dict of int to tuple of int
+        For each neighbour, the last two rounds in which the link to it counted, the latest last.
     extra : bytes
         What the trainer wants to keep beside the model.
     mixer : str
@@ -62,7 +63,7 @@ class State:
     node: int
     round: int
     model: Vector
-    last_counted: dict[int, int] = field(default_factory=dict)
+    last_counted: dict[int, tuple[int, ...]] = field(default_factory=dict)
     extra: bytes = b""
     mixer: str = ""
     memories: Memories = field(default_factory=dict)
@@ -81,7 +82,7 @@ class State:
                 "run": self.run.hex(),
                 "node": self.node,
                 "round": self.round,
-                "last_counted": {str(node): round for node, round in self.last_counted.items()},
+                "last_counted": {str(node): rounds for node, rounds in self.last_counted.items()},
                 "elements": len(self.model),
                 "extra": len(self.extra),
                 "mixer": self.mixer,
@@ -107,7 +108,7 @@ class State:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError:
             partial.unlink(missing_ok=True)
             raise
@@ -151,8 +152,11 @@ class State:
         """
         try:
             with path.open("rb") as file:
-                if file.read(len(MAGIC)) != MAGIC:
-                    raise StateError(f"{str(path)!r} is no state of a session")
+                if (magic := file.read(len(MAGIC))) != MAGIC:
+                    raise StateError(
+                        f"{str(path)!r} begins with {magic!r}, expected {MAGIC!r}: it is no state of a "
+                        "session, or one of another release. Remove it, and the node begins anew"
+                    )
                 line = file.readline(_LARGEST_HEADER)
                 header = json.loads(line)
                 _check_owner(path, header, run, node, elements)
@@ -165,7 +169,9 @@ class State:
             if hashlib.sha256(MAGIC + line + content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
                 raise StateError(f"{str(path)!r} is damaged: its checksum differs")
             model = np.frombuffer(content, "<f4", elements).astype(np.float32)
-            counted = {int(other): int(round_) for other, round_ in header["last_counted"].items()}
+            counted = {
+                int(other): tuple(map(int, rounds)) for other, rounds in header["last_counted"].items()
+            }
             arrays = dict(_read(specs, content, 4 * elements))
             state = cls(
                 *(run, node, int(header["round"]), model, counted),
@@ -236,11 +242,3 @@ def _check_owner(path: Path, header: dict[str, Any], run: bytes, node: int, elem
             f"{n} {f!r} (expected {e!r})" for n, f, e in zip(names, found, expected, strict=True) if f != e
         )
         raise StateError(f"{str(path)!r} is the state of another session: {shown}")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -69,6 +69,17 @@ def test_every_mode_makes_plans(mode: str) -> None:
     assert GossipPlan.from_json(plan.to_json()) == plan
 
 
+@pytest.mark.parametrize("graph", ["complete:2", nx.path_graph(3), nx.star_graph(4)])
+def test_a_tree_has_a_static_plan(graph: str | nx.Graph) -> None:
+    """No link of it can go: its one static plan has all."""
+    graph = load_graph(graph)
+
+    plan = optimize(graph, LINKS_COST, mode="static")
+
+    plan.validate(graph)
+    assert all(len(phase.links) in (0, len(graph) - 1) for phase in plan.phases)
+
+
 def test_auto_is_predicted_to_lose_to_no_mode() -> None:
     graph = load_graph("geometric:14:50")
     auto = optimize(graph, LINKS_COST).choice

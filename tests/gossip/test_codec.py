@@ -1,5 +1,7 @@
 """The codec: named arrays ↔ one flat vector, exactly."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -71,10 +73,17 @@ def test_unflattened_tensors_do_not_share_memory() -> None:
     assert torch.equal(back["weight"], state["weight"])
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex64"])
-def test_lossy_dtypes_are_refused_by_name(dtype: str) -> None:
-    with pytest.raises(TypeError, match=rf"'w' \({dtype}, shape \(2,\)\)"):
-        Layout.of({"w": np.zeros(2, dtype)})
+@pytest.mark.parametrize("dtype", ["float64", "complex64", "longdouble", ">f4", ">i8", "U3", "datetime64[s]"])
+def test_dtypes_that_are_not_listed_are_refused_by_name(dtype: str) -> None:
+    array = np.zeros(2, dtype)
+
+    with pytest.raises(TypeError, match=rf"'w' \({re.escape(str(array.dtype))}, shape \(2,\)\)"):
+        Layout.of({"b": np.zeros(2, np.float32), "w": array})
+
+
+def test_a_dtype_of_torch_that_is_not_listed_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"'w' \(float8_e4m3fn, shape \(2,\)\)"):
+        Layout.of({"b": torch.zeros(2), "w": torch.zeros(2).to(torch.float8_e4m3fn)})
 
 
 def test_nothing_to_mix_is_refused() -> None:

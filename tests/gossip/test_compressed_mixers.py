@@ -493,6 +493,16 @@ def test_bad_arguments(make: Callable[[Codec], CompressedMixer], message: str) -
         make(Int8().codec(SIZE))
 
 
+@pytest.mark.parametrize("gamma", [1, np.float32(1), np.float64(1), None])
+def test_equal_step_sizes_have_equal_terms(gamma: float | None) -> None:
+    """Boards compare terms as text: however γ is written, it is the same."""
+    codec = Int8().codec(SIZE)
+
+    given = LinkChoco(0, MATCHINGS, codec, gamma=gamma)
+
+    assert given.terms == LinkChoco(0, MATCHINGS, codec, gamma=1.0).terms
+
+
 def test_memory_is_two_vectors_whatever_the_degree() -> None:
     plan = full_graph_plan(load_graph(nx.complete_graph(8)))
     network = Network(plan, ChocoSGD, Int8())

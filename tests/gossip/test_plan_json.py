@@ -22,7 +22,7 @@ from flower_edge.gossip._plan_json import (
     digest_of,
     encode,
 )
-from flower_edge.gossip._strict_json import MAX_BRACKETS, MAX_BYTES, parse_object, read_text
+from flower_edge.gossip._strict_json import MAX_BRACKETS, MAX_BYTES, check_text, parse_object, read_text
 from flower_edge.gossip.energy import BroadcastEnergy, EnergyModel
 from flower_edge.gossip.transmissions import Transmissions
 
@@ -263,6 +263,23 @@ def test_the_cycles_that_schedules_make_are_read(n: int, phases: int) -> None:
 def test_cycles_that_take_too_long_to_check(n: int, phases: int) -> None:
     with pytest.raises(ValueError, match=f"received {phases} phases of {n} nodes"):
         read(change("phases", to=[EMPTY] * phases).replace('"n": 4', f'"n": {n}'))
+
+
+def test_a_plan_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
+    """Boards would be the first to notice."""
+    path, phases = tmp_path / "plan.json", (MAX_PHASES + 2) // 2 * [Phase(*phase) for phase in RING]
+
+    with pytest.raises(ValueError, match=rf"could not be read back: received {len(phases)} phases, .* fewer"):
+        GossipPlan(4, tuple(phases)).to_json(path)
+    assert not path.exists()
+
+
+def test_the_complete_graph_of_1024_nodes_is_not_too_large() -> None:
+    links = np.argwhere(np.triu(np.ones((1024, 1024)), 1))
+    weights = np.random.default_rng(0).random(len(links))
+
+    check_text(json.dumps(encode(1024, [(links, weights)], None, links)), "plan")
+    assert len(links) <= MAX_LINKS
 
 
 def test_text_that_grows_when_parsed_is_refused_as_text() -> None:

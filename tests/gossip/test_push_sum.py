@@ -137,15 +137,41 @@ def test_a_node_that_comes_back_with_an_older_state_takes_back_what_it_gave_sinc
 
 
 def test_a_node_that_lost_its_memory_begins_a_new_life() -> None:
+    """What it had is gone, no more: the fleet is not led back to its past, and does not learn slower."""
     network = Network(RING)
-    for _ in range(5):
+    network.models = [np.zeros(SIZE, np.float32) for _ in range(5)]
+    one = np.ones((5, SIZE), np.float32)
+    for _ in range(100):
+        network.train(one)
         network.mix()
-    network.mixers[1] = PushSum(1, RING)
-    for _ in range(400):
+    network.mixers[1], network.models[1] = PushSum(1, RING), np.zeros(SIZE, np.float32)
+    for _ in range(100):
         network.mix()
 
-    assert all(mixer.weight > 0 for mixer in network.mixers)
-    assert max(np.abs(model - network.models[0]).max() for model in network.models) < 2e-4
+    weight = sum(mixer.weight for mixer in network.mixers)
+    assert 4 < weight < 5.5
+    # Four nodes are at 100, the fifth has begun anew.
+    np.testing.assert_allclose(network.models, 100 * (weight - 1) / weight, rtol=0.01)
+    before = network.models[0].copy()
+    for _ in range(10):
+        network.train(one)
+        network.mix()
+    np.testing.assert_allclose(network.models[0] - before, 10, rtol=0.25)
+
+
+def test_a_node_that_was_slow_in_its_first_round_gains_all_that_it_was_given() -> None:
+    network = Network(RING)
+    slow = network.mixers[1]
+    for _ in range(10):
+        sent = network.mixers[0].outgoing(network.models[0], [1, 2])
+        network.models[0] = network.mixers[0].mix(network.models[0], RING.row(0, 0), {})
+    slow.missed(9)
+    slow.outgoing(network.models[1], [2])
+    network.models[1] = slow.mix(network.models[1], RING.row(1, 0), {0: sent[1]})
+
+    assert slow.weight > 0.6
+    assert slow._got[0].weight == network.mixers[0]._given[1].weight
+    assert slow.weight == pytest.approx(1 - slow._given[2].weight + slow._got[0].weight)
 
 
 def test_a_restored_node_goes_on_to_the_bit() -> None:
@@ -182,7 +208,7 @@ def test_messages_and_states_of_another_kind_are_refused() -> None:
     spoilt = [
         message[:-4],
         message[:-1],
-        message[:12] + np.float64(np.nan).tobytes() + message[20:],
+        message[:16] + np.float64(np.nan).tobytes() + message[24:],
         message[:-4] + np.float32(np.inf).tobytes(),
         b"x" + message[1:],
     ]
@@ -199,6 +225,10 @@ def test_messages_and_states_of_another_kind_are_refused() -> None:
         state[change] = state[change][1:] if change != "weight" else np.array([-1.0])
         with pytest.raises(ValueError, match="PushSum"):
             PushSum(0, RING).restore(state)
+    state = network.mixers[0].state()
+    state["life"] = state["life"][:, :1]
+    with pytest.raises(ValueError, match=r"without rounds, of an earlier release, .* remove the file"):
+        PushSum(0, RING).restore(state)
     with pytest.raises(ValueError, match="received sums of"):
         PushSum(1, RING).restore(network.mixers[0].state())
 
@@ -208,6 +238,13 @@ def test_messages_and_states_of_another_kind_are_refused() -> None:
     [
         (1, [], "received a plan for n = 1"),
         (3, [[0, 1], [1, 3]], "expected nodes 0..2"),
+        (
+            2,
+            [[0.9, 1.2], [1.9, 0.1]],
+            r"received arcs of float64 \(2, 2\), expected integers of shape \(m, 2\)",
+        ),
+        (2, [[0, 1, 1, 0]], r"received arcs of int64 \(1, 4\), expected"),
+        (2, [0, 1, 1, 0], r"received arcs of int64 \(4,\), expected"),
         (3, [[0, 0]], "from node 0 to itself"),
         (3, [[0, 1], [0, 1]], "twice"),
         (3, [[0, 1], [1, 2]], r"node 0 is not reached by nodes \[1, 2\]"),

@@ -103,6 +103,19 @@ def test_energies_follow_their_nodes() -> None:
         full_graph_plan(graph, energy).repair(added=[[0]])
 
 
+@pytest.mark.parametrize("objective", ["busiest", "lifetime"])
+def test_the_last_node_with_a_battery_may_leave(objective: str) -> None:
+    graph = load_graph("complete:5")
+    energy = UnicastEnergy(0.01, 0.1, 0.1, battery=(10.0, *4 * [float("inf")]))
+    plan = optimize(graph, energy, objective=objective, mode="rationed")
+
+    repaired = plan.repair(removed=[0])
+
+    check(repaired, load_graph("complete:4"))
+    assert repaired.energy.battery is None
+    assert repaired.mean_energy_per_node().max() <= plan.mean_energy_per_node().max() * 1.01
+
+
 def test_a_plan_that_hardly_exchanges_may_have_to_exchange_more() -> None:
     graph = load_graph("complete:6")
     phases = with_pauses(cyclic_matchings(link_array(graph), 6), 600)

@@ -1,11 +1,15 @@
 """Keys, certificates and fingerprints."""
 
 import hashlib
+import multiprocessing
+import os
+import signal
 import ssl
 import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from flower_edge.peer import Identity, Member, fingerprint
 from flower_edge.peer.identity import checked_fingerprint, server_name
@@ -45,6 +49,40 @@ def test_files_keep_a_pair_and_the_key_is_its_owners(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         Identity.temporary().save(key, tmp_path / "other.crt")
     assert Identity.load(key, certificate) == identity
+
+
+@pytest.mark.parametrize("killed_in", ["node.key", "node.crt"])
+def test_a_file_is_whole_or_not_there(killed_in: str, tmp_path: Path) -> None:
+    """A process is killed when it has made a file and written nothing to it; another one comes later."""
+    key, certificate = tmp_path / "node.key", tmp_path / "node.crt"
+    process = multiprocessing.get_context("spawn").Process(
+        target=save_and_be_killed, args=(key, certificate, killed_in)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not certificate.exists()
+    if key.exists():
+        assert load_pem_private_key(key.read_bytes(), password=None)
+        key.unlink()
+
+    identity = Identity.temporary()
+    identity.save(key, certificate)
+
+    assert Identity.load(key, certificate) == identity
+    assert sorted(tmp_path.iterdir()) == [certificate, key]
+
+
+def save_and_be_killed(key: Path, certificate: Path, name: str) -> None:
+    fdopen = os.fdopen
+
+    def killed(descriptor: int, *mode: str) -> object:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.startswith(name):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return fdopen(descriptor, *mode)
+
+    os.fdopen = killed
+    Identity.temporary().save(key, certificate)
 
 
 def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class End:
         if self.link.outcome is Outcome.COUNTED:
             self.counted.add(self.link.round)
         if self.link.settled is not None and self.link.settled:
-            self.counted.add(self.link.last_counted)
+            self.counted.add(self.link.last_counted[-1])
         self.link.settled = None
 
     def hear(self, other: "End") -> None:
@@ -148,6 +148,40 @@ def test_a_lost_answer_is_settled_when_the_link_is_back() -> None:
             end.hear(other)
 
     assert participant.counted == {1}
+
+
+def test_a_doubt_that_was_settled_in_a_life_that_is_lost_is_settled_alike() -> None:
+    """The participant learns that round 1 counted, counts round 2, and dies with the state of round 1."""
+    coordinator, participant = Link(coordinator=True), Link(coordinator=False)
+
+    def exchange(round_: int, *, answered: bool) -> None:
+        for link in (coordinator, participant):
+            link.begin(round_)
+        coordinator.arrived()
+        coordinator.sent()
+        participant.sent()
+        (ready,) = participant.arrived()
+        (answer,) = coordinator.heard(*ready)
+        if answered:
+            participant.heard(*answer)
+        else:
+            participant.give_up()
+
+    def ask(link: Link) -> bool | None:
+        (ready,) = link.mended()
+        (answer,) = coordinator.heard(*ready)
+        link.heard(*answer)
+        return link.settled
+
+    exchange(1, answered=False)
+    on_disk = participant.in_doubt
+    assert ask(participant) is True
+    participant.settled = None
+    exchange(2, answered=True)
+    assert participant.outcome is Outcome.COUNTED
+
+    coordinator = Link(coordinator=True, last_counted=coordinator.last_counted)
+    assert ask(Link(coordinator=False, in_doubt=on_disk)) is True
 
 
 def test_a_round_that_the_other_end_gave_up_is_not_waited_for() -> None:

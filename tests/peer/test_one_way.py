@@ -10,8 +10,12 @@ import pytest
 from fleet import FAST, Fleet
 
 from flower_edge.gossip import DirectedPlan, PushSum
-from flower_edge.peer import PeerSession
+from flower_edge.peer import PayloadError, PeerSession
+from flower_edge.peer.frames import decode, model_frames
+from flower_edge.peer.inbox import Inbox
 from flower_edge.peer.neighbour import Neighbour
+from flower_edge.peer.part import run_id
+from flower_edge.peer.payload import Sealed
 
 PLAN = DirectedPlan(5, [[0, 1], [1, 2], [2, 3], [3, 4], [4, 0], [0, 2], [2, 0]])
 
@@ -108,6 +112,66 @@ def test_messages_that_get_lost_one_way_are_made_up_for(monkeypatch: pytest.Monk
     assert len(lost) > 5
     for report in reports:
         np.testing.assert_allclose(report.model, fleet.trained_mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_node_that_lost_its_disk_does_not_lead_the_others_back() -> None:
+    """Node 3 dies in mid-run and comes back with nothing, where the others are by then."""
+
+    async def run() -> tuple[Directed, list[PeerSession], int]:
+        fleet = Directed(seconds=0.005, settings=replace(FAST, farewell_timeout=0.5))
+        sessions = [fleet.session(node) for node in range(5)]
+        running = [asyncio.ensure_future(session.run_async(200)) for session in sessions]
+        while len(fleet.trained[0]) < 100:
+            await asyncio.sleep(0.01)
+        running[3].cancel()
+        await asyncio.wait({running[3]})
+        died_in = max(fleet.trained[3])
+        sessions[3] = fleet.session(3)
+        running[3] = asyncio.ensure_future(sessions[3].run_async(200))
+        await asyncio.gather(*running)
+        return fleet, sessions, died_in
+
+    fleet, sessions, died_in = asyncio.run(run())
+
+    assert fleet.trained[3][fleet.trained[3].index(died_in) + 1] > died_in
+    assert 3.5 < sum(session._mixer.weight for session in sessions) < 6.0
+
+
+def test_a_node_that_is_slow_in_its_first_round_loses_nothing() -> None:
+    """The others give it up, and it gains all that they gave meanwhile."""
+    fleet = Directed(
+        trains=30,
+        seconds=lambda node, round_: 1.0 if (node, round_) == (3, 1) else 0.02,
+        settings=replace(FAST, peer_timeout=0.1),
+    )
+
+    reports = asyncio.run(fleet.run(220))
+
+    assert reports[3].rounds[0].round > 5
+    for report in reports:
+        np.testing.assert_allclose(report.model, fleet.trained_mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_sum_of_another_size_is_no_model() -> None:
+    """Before the first round a mixer does not know how large a model is: the inbox does."""
+    inbox = Inbox(Sealed(PushSum(1, PLAN), PushSum.largest_message), 97, largest=1e8)
+    message = PushSum(0, PLAN).outgoing(np.ones(50, np.float32), [1])[1]
+    (frame,) = model_frames(run_id("a test"), 0, 1, "fp32", message)
+
+    with pytest.raises(PayloadError, match=r"received a vector of shape \(50,\), expected \(97,\)"):
+        inbox.add(decode(frame))
+
+
+def test_a_node_with_another_model_stops_nobody() -> None:
+    fleet = Directed(seconds=lambda node, round_: 0.0 if node == 3 else 0.5)
+    fleet.start[3], fleet.gains = np.zeros(50, np.float32), [*fleet.gains]
+    fleet.gains[3] = fleet.gains[3][:50]
+
+    reports = asyncio.run(fleet.run(2))
+
+    assert [r.counted for r in reports[4].rounds] == [(), ()]
+    assert reports[4].refusals["a model that is none"] >= 1
+    assert reports[1].rounds[-1].counted == (0,)
 
 
 def test_a_session_goes_on_with_the_sums_on_its_disk(tmp_path: Path) -> None:

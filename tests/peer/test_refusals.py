@@ -21,6 +21,7 @@ from fleet import FAST, Fleet
 from flower_edge.gossip import GossipPlan
 from flower_edge.peer import Identity, SessionReport
 from flower_edge.peer.channel import PATH
+from flower_edge.peer.dialler import Dialler
 from flower_edge.peer.frames import CHUNK_BYTES, LARGEST_FRAME, Frame, Kind
 from flower_edge.peer.identity import server_name
 from flower_edge.peer.part import run_id
@@ -65,6 +66,30 @@ class Intruder:
             except (grpc.RpcError, asyncio.InvalidStateError):
                 pass
             return await call.code()
+
+
+def issued(authority: ec.EllipticCurvePrivateKey, name: str, names: list[str] | None = None) -> Identity:
+    """Return a key and a certificate that somebody else signed, for these DNS names or one of its own."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, name)]))
+        .issuer_name(x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "an authority")]))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName(
+                [x509.DNSName(dns) for dns in ([f"{name}.example"] if names is None else names)]
+            ),
+            critical=False,
+        )
+        .sign(authority, hashes.SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Identity(pem, certificate.public_bytes(Encoding.PEM))
 
 
 def attacked(
@@ -286,35 +311,46 @@ def test_certificates_of_an_authority_are_pinned_one_by_one() -> None:
     """Bring your own: two certificates of one authority know each other, a third of it gets no link."""
     authority = ec.generate_private_key(ec.SECP256R1())
 
-    def issue(name: str) -> Identity:
-        key = ec.generate_private_key(ec.SECP256R1())
-        now = datetime.datetime.now(datetime.UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, name)]))
-            .issuer_name(x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "an authority")]))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(f"{name}.example")]), critical=False)
-            .sign(authority, hashes.SHA256())
-        )
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        return Identity(pem, certificate.public_bytes(Encoding.PEM))
-
     async def run() -> list[SessionReport]:
         fleet = Fleet(PAIR, seconds=0.05)
-        fleet.identities = [issue("board-0"), issue("board-1")]
+        fleet.identities = [issued(authority, "board-0"), issued(authority, "board-1")]
         running = [asyncio.ensure_future(fleet.session(node).run_async(20)) for node in (0, 1)]
         await asyncio.sleep(0.3)
-        await say_hello(fleet, Intruder(fleet, issue("board-2")))
+        await say_hello(fleet, Intruder(fleet, issued(authority, "board-2")))
         return await asyncio.gather(*running)
 
     reports = asyncio.run(run())
 
     assert_undisturbed(reports)
     assert reports[1].refusals["no certificate, or one that is not pinned"] >= 1
+
+
+def test_a_certificate_that_is_dialled_has_a_name() -> None:
+    """TLS compares names; without one no link would ever come about."""
+    authority = ec.generate_private_key(ec.SECP256R1())
+    fleet = Fleet(PAIR)
+    fleet.identities = [issued(authority, f"board-{node}", names=[]) for node in range(2)]
+
+    with pytest.raises(ValueError, match="node 1: the certificate has no DNS name, expected one in"):
+        fleet.session(0)
+    with pytest.raises(ValueError, match=r"node 1 \(this one\): the certificate has no DNS name"):
+        fleet.session(1)
+    fleet.identities[1] = Identity.temporary()
+    assert all(r.counted for report in asyncio.run(fleet.run(2)) for r in report.rounds)
+
+
+def test_a_failure_of_dialling_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(Dialler, "_once", fail)
+
+    asyncio.run(Fleet(PAIR, settings=replace(FAST, connect_timeout=0.1)).session(0).run_async(1))
+
+    assert "dialling node 1 has failed, and is not tried again" in caplog.text
+    assert "out of luck" in caplog.text
 
 
 def test_many_refusals_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:

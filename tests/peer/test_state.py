@@ -19,7 +19,7 @@ RUN = bytes(range(16))
 
 def state(round_: int = 7, elements: int = 33) -> State:
     model = np.random.default_rng(round_).standard_normal(elements).astype(np.float32)
-    return State(RUN, 2, round_, model, {1: 6, 4: 7}, b"extra\n\0")
+    return State(RUN, 2, round_, model, {1: (5, 6), 4: (7,)}, b"extra\n\0")
 
 
 def load(path: Path, **changes: object) -> State:
@@ -72,6 +72,17 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path, changes: dict, mes
 
     with pytest.raises(StateError, match=message):
         load(tmp_path / "state", **changes)
+
+
+def test_a_state_of_another_release_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    state().save(path)
+    path.write_bytes(path.read_bytes().replace(b"session 3", b"session 2"))
+
+    with pytest.raises(
+        StateError, match=r"session 2.*, expected .*session 3.* one of another release\. Remove"
+    ):
+        load(path)
 
 
 def test_a_claim_of_a_terabyte_takes_no_memory(tmp_path: Path) -> None:
