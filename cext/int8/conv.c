@@ -310,7 +310,7 @@ int fe_int8_conv(fe_isa ceiling, fe_conv_out *out, const uint8_t *x, int zero, f
             .scale = factors,
             .bias = factors + channels,
             .ends = factors + 2 * channels,
-            .streams = fe_goes_past(out->floats, &over, LEAST_STREAMED),
+            .streams = fe_goes_past(out->floats, &over, over.out_channels, LEAST_STREAMED),
             .strip = version->strip * strip_pitch(over.taps * depth_of(version, &over)),
         };
         compensate(shift, factors, factors + channels, &work, scale, bias);

@@ -149,7 +149,7 @@ static void make_rows(const float *cells, depth_lists *lists, const depth_work *
                 .to = lists->to,
                 .floats = work->out->floats ? work->out->floats + channel : NULL,
                 .bytes = work->out->bytes ? work->out->bytes + channel : NULL,
-                .streams = fe_goes_past(work->out->floats, over, LEAST_STREAMED),
+                .streams = fe_goes_past(work->out->floats, over, work->channels, LEAST_STREAMED),
                 .rounding = work->out->rounding,
                 .low = ends[0],
                 .high = ends[1],

@@ -207,9 +207,9 @@ void fe_band_of(band *of, int64_t i, const bands *all, const pass *over, const i
                      begin + over->low[0] + r, all, over, version, zero);
 }
 
-int fe_goes_past(const float *floats, const pass *over, int64_t least) {
+int fe_goes_past(const float *floats, const pass *over, int64_t together, int64_t least) {
     enum { LINE = 64 };
-    const int64_t channels = over->groups * over->out_channels;
-    const int64_t bytes = over->images * over->out_height * over->out_width * channels * (int64_t)sizeof *floats;
-    return floats && (uintptr_t)floats % LINE == 0 && channels * (int64_t)sizeof *floats % LINE == 0 && bytes >= least;
+    const int64_t pixels = over->images * over->out_height * over->out_width;
+    const int64_t bytes = pixels * over->groups * over->out_channels * (int64_t)sizeof *floats;
+    return floats && (uintptr_t)floats % LINE == 0 && together * (int64_t)sizeof *floats % LINE == 0 && bytes >= least;
 }
