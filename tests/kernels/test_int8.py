@@ -374,6 +374,13 @@ CELLS = QuantisedTensor(torch.zeros(1, 4, 5, 5, dtype=torch.uint8), 1.0, 0)
     [
         (lambda: QuantisedTensor(torch.zeros(2), 1.0, 0), TypeError, "values is torch.float32"),
         (lambda: QuantisedTensor(CELLS.values, 0.0, 0), ValueError, "scale is 0.0"),
+        (lambda: QuantisedTensor(CELLS.values, 1e-46, 0), ValueError, "scale is 1e-46.*normal in float32"),
+        (lambda: QuantisedTensor(CELLS.values, 1e-38, 0), ValueError, "scale is 1e-38.*normal in float32"),
+        (
+            lambda: QuantisedTensor(CELLS.values, 3.5e38, 0),
+            ValueError,
+            r"scale is 3.5e\+38.*normal in float32",
+        ),
         (lambda: QuantisedTensor(CELLS.values, 1.0, 256), ValueError, "zero_point is 256"),
         (lambda: quantise(torch.zeros(3).int()), TypeError, "x is a torch.int32"),
         (lambda: quantise(torch.zeros(3, requires_grad=True)), ValueError, "x requires gradients"),
