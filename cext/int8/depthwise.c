@@ -207,7 +207,7 @@ int fe_depth_conv(const int8_version *version, const pass *over, fe_conv_out *ou
         return -1;
     int error = fe_parallel_for(units, 1, conv_images, &work);
     error = error ? error : atomic_load(&work.error);
-    out->low = out->high = 0.0f;
+    out->low = out->high = fe_doubt(packed, scale, bias, work.channels);
     for (int64_t i = 0; !error && i < units; i++) {
         out->low = work.ends[2 * i] < out->low ? work.ends[2 * i] : out->low;
         out->high = work.ends[2 * i + 1] > out->high ? work.ends[2 * i + 1] : out->high;

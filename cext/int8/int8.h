@@ -77,7 +77,7 @@ typedef struct {
     float *floats;
     uint8_t *bytes;
     fe_rounding rounding;
-    /* Of the floats, before they become bytes: the least and the greatest, and 0. */
+    /* Of the floats, before they become bytes: least, greatest, and 0; NaN where a scale or the bias is not finite. */
     float low, high;
 } fe_conv_out;
 

@@ -1,5 +1,7 @@
 #include "pass.h"
 
+#include <math.h>
+
 static int64_t out_length(const fe_conv *conv, int axis) {
     int64_t length = axis ? conv->width : conv->height;
     return (length + 2 * conv->padding[axis] - conv->dilation[axis] * (conv->kernel[axis] - 1) - 1) / conv->stride[axis] + 1;
@@ -212,4 +214,11 @@ int fe_goes_past(const float *floats, const pass *over, int64_t together, int64_
     const int64_t pixels = over->images * over->out_height * over->out_width;
     const int64_t bytes = pixels * over->groups * over->out_channels * (int64_t)sizeof *floats;
     return floats && (uintptr_t)floats % LINE == 0 && together * (int64_t)sizeof *floats % LINE == 0 && bytes >= least;
+}
+
+float fe_doubt(const fe_packed *packed, float scale, const float *bias, int64_t channels) {
+    int strange = 0;
+    for (int64_t c = 0; c < channels; c++)
+        strange |= !isfinite(scale * packed->scales[c]) | !isfinite(bias ? bias[c] : 0.0f);
+    return strange ? NAN : 0.0f;
 }

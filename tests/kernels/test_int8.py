@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import product
 from typing import Any
 
@@ -13,7 +14,13 @@ from hypothesis import strategies as st
 
 from flower_edge import kernels
 from flower_edge.kernels import _dispatch
-from flower_edge.kernels._int8_conv import int8_conv, int8_conv_to_bytes, int8_grad_weight, pack_weight
+from flower_edge.kernels._int8_conv import (
+    int8_conv,
+    int8_conv_to_bytes,
+    int8_conv_with_ends,
+    int8_grad_weight,
+    pack_weight,
+)
 from flower_edge.kernels._int8_quantise import QuantisedError, dequantise, quantise, quantise_error
 from flower_edge.kernels._int8_reference import quantise_weight_reference
 from flower_edge.kernels._int8_shape import MOST_PRODUCTS, ConvShape, conv_shape
@@ -349,6 +356,26 @@ def test_what_is_not_finite_is_refused(strange: float, served: bool, twins: Call
         for transposed in (False, True):
             with pytest.raises(ValueError, match="weight has a NaN or an infinity"):
                 pack_weight(x.view(3, 40, 1, 1), shape, transposed=transposed)
+
+
+@pytest.mark.parametrize("way", [*ISAS, "twin"])
+@pytest.mark.parametrize("groups", [1, 33])
+@pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf])
+def test_a_bias_that_is_not_finite_is_not_hidden(
+    way: str, groups: int, strange: float, twins: Callable[[], None]
+) -> None:
+    shape = conv_shape((2, 33, 5, 5), (33, 33 // groups, 3, 3), (1, 1), (1, 1), (1, 1), groups)
+    x, _, weight, bias = problem(shape, 4, extreme=False)
+    bias[31] = strange
+    if way == "twin":
+        twins()
+    with nullcontext() if way == "twin" else kernels.use_isa(way):
+        packed = pack_weight(weight, shape)
+        y, ends = int8_conv_with_ends(x, packed, bias)
+        assert not y[:, 31].isfinite().any()
+        assert not all(map(math.isfinite, ends))
+        with pytest.raises(ValueError, match="has a NaN or an infinity"):
+            int8_conv_to_bytes(x, packed, bias, 0.1, 7)
 
 
 def test_other_dtypes_and_strides_are_served() -> None:

@@ -269,6 +269,34 @@ def test_a_nan_is_not_hidden(way: str) -> None:
     assert bool(y[0, 4:].isfinite().all())
 
 
+@pytest.mark.parametrize(
+    ("place", "strange"),
+    [
+        (0, math.nan),
+        (0, math.inf),
+        (0, -math.inf),
+        (1, math.nan),
+        (1, math.inf),
+        (1, -math.inf),
+        (2, math.nan),
+    ],
+)
+def test_a_parameter_that_is_not_finite_is_not_hidden(way: str, place: int, strange: float) -> None:
+    x, _, parameters = drawn((2, 31, 3, 5))
+    parameter = parameters[place]
+    assert parameter is not None
+    parameter[30] = strange
+    stored = quantised(x, 2**-5, 130)
+
+    y, _, bounds = kernels.quantised_range_evonorm(stored, *parameters, 1, EPS)
+
+    assert isinstance(y, Tensor)
+    assert not bool(y[:, 30].isfinite().any())
+    assert not all(map(math.isfinite, bounds))
+    with pytest.raises(ValueError, match="expected finite numbers to quantise"):
+        kernels.quantised_range_evonorm(stored, *parameters, 1, EPS, (0.1, 7))
+
+
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)])
 def test_nothing_to_normalise(way: str, shape: tuple[int, ...]) -> None:
     x, grad, parameters = drawn(shape)
