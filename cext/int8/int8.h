@@ -14,7 +14,7 @@ enum {
     FE_MOST_PRODUCTS = 66311,
     FE_LONGEST_KERNEL = 15,
     FE_LONGEST_STRIDE = 8,
-    /* Cells along a side of a map. */
+    /* Cells along a side of a map, with its padding. */
     FE_LONGEST_SIDE = 16384,
     /* The byte that means 0 in a quantised gradient. */
     FE_ERROR_ZERO = 128,

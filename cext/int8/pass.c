@@ -11,7 +11,8 @@ static int axis_is_valid(const fe_conv *conv, int axis) {
     int64_t length = axis ? conv->width : conv->height;
     return length >= 1 && length <= FE_LONGEST_SIDE && conv->kernel[axis] >= 1 && conv->kernel[axis] <= FE_LONGEST_KERNEL &&
            conv->stride[axis] >= 1 && conv->stride[axis] <= FE_LONGEST_STRIDE && conv->dilation[axis] >= 1 &&
-           conv->dilation[axis] <= FE_LONGEST_SIDE && conv->padding[axis] >= 0 && conv->padding[axis] <= FE_LONGEST_SIDE &&
+           conv->dilation[axis] <= FE_LONGEST_SIDE && conv->padding[axis] >= 0 &&
+           conv->padding[axis] <= (FE_LONGEST_SIDE - length) / 2 &&
            length + 2 * conv->padding[axis] > conv->dilation[axis] * (conv->kernel[axis] - 1);
 }
 

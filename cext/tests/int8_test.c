@@ -29,6 +29,7 @@ static const fe_conv shapes[] = {
     {3, 20, 24, 6, 20, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},   {2, 9, 40, 16, 8, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1},
     {3, 80, 70, 6, 6, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},    {1, 16, 96, 7, 20, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1},
     {1, 1, 1, 1, 1, {1, 1}, {1, 2}, {0, 1}, {1, 1}, 1},      {2, 64, 160, 3, 3, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},
+    {1, 2, 2, 1, 16382, {1, 3}, {1, 1}, {0, 1}, {1, 1}, 2},
 };
 
 static uint8_t x[MOST], errors[2][MOST], bytes[MOST + MARGIN], again[MOST + MARGIN];
@@ -328,6 +329,16 @@ static void check_what_is_refused(void) {
     accepted |= fe_conv_is_valid(&one);
     one = shapes[0], one.height = 1, one.padding[0] = 0;
     accepted |= fe_conv_is_valid(&one);
+    one = shapes[0], one.width = FE_LONGEST_SIDE - 2;
+    const int is_longest = fe_conv_is_valid(&one);
+    one.width++;
+    accepted |= fe_conv_is_valid(&one);
+    one.width = one.padding[1] = FE_LONGEST_SIDE;
+    accepted |= fe_conv_is_valid(&one);
+    one.width = 8, one.padding[1] = INT64_MAX;
+    accepted |= fe_conv_is_valid(&one);
+    if (!is_longest)
+        fail("the longest side", FE_SERIAL, &one);
     if (accepted)
         fail("what should be refused", FE_SERIAL, NULL);
 }
