@@ -3,6 +3,7 @@
 
 #include "range_evonorm/range_evonorm.h"
 
+#include <math.h>
 #include <stdint.h>
 
 enum { NORM_ARGUMENTS = FE_NORM_ARGUMENTS, MAP_ARGUMENTS = 3 };
@@ -30,15 +31,18 @@ static int read_map(PyObject *const *args, const char *name, fe_norm_map *map) {
     void *address;
     if (fe_read_address(args[0], name, 0, &address) < 0)
         return -1;
-    *map = (fe_norm_map){.scale = (float)PyFloat_AsDouble(args[1]), .zero = (float)PyFloat_AsDouble(args[2])};
+    const double scale = PyFloat_AsDouble(args[1]), zero = PyFloat_AsDouble(args[2]);
     if (PyErr_Occurred())
         return -1;
-    if (map->scale != 0.0f) {
-        map->bytes = address;
+    if (scale == 0.0) {
+        *map = (fe_norm_map){.floats = address, .scale = 1.0f};
         return 0;
     }
-    *map = (fe_norm_map){.floats = address, .scale = 1.0f};
-    return 0;
+    *map = (fe_norm_map){.bytes = address, .scale = (float)scale, .zero = (float)zero};
+    if (isnormal(map->scale))
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "the scale of bytes must be a normal number of float32");
+    return -1;
 }
 
 static PyObject *bounds_or_error(int error, const float bounds[2]) {

@@ -310,13 +310,13 @@ int fe_int8_conv(fe_isa ceiling, fe_conv_out *out, const uint8_t *x, int zero, f
             .scale = factors,
             .bias = factors + channels,
             .ends = factors + 2 * channels,
-            .streams = fe_goes_past(out->floats, &over, LEAST_STREAMED),
+            .streams = fe_goes_past(out->floats, &over, over.out_channels, LEAST_STREAMED),
             .strip = version->strip * strip_pitch(over.taps * depth_of(version, &over)),
         };
         compensate(shift, factors, factors + channels, &work, scale, bias);
         error = fe_parallel_for(all.count, 1, conv_bands, &work);
         error = error ? error : atomic_load(&work.error);
-        out->low = out->high = 0.0f;
+        out->low = out->high = fe_doubt(packed, scale, bias, channels);
         for (int64_t i = 0; !error && i < all.count; i++) {
             out->low = work.ends[2 * i] < out->low ? work.ends[2 * i] : out->low;
             out->high = work.ends[2 * i + 1] > out->high ? work.ends[2 * i + 1] : out->high;

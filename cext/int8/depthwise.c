@@ -149,7 +149,7 @@ static void make_rows(const float *cells, depth_lists *lists, const depth_work *
                 .to = lists->to,
                 .floats = work->out->floats ? work->out->floats + channel : NULL,
                 .bytes = work->out->bytes ? work->out->bytes + channel : NULL,
-                .streams = fe_goes_past(work->out->floats, over, LEAST_STREAMED),
+                .streams = fe_goes_past(work->out->floats, over, work->channels, LEAST_STREAMED),
                 .rounding = work->out->rounding,
                 .low = ends[0],
                 .high = ends[1],
@@ -207,7 +207,7 @@ int fe_depth_conv(const int8_version *version, const pass *over, fe_conv_out *ou
         return -1;
     int error = fe_parallel_for(units, 1, conv_images, &work);
     error = error ? error : atomic_load(&work.error);
-    out->low = out->high = 0.0f;
+    out->low = out->high = fe_doubt(packed, scale, bias, work.channels);
     for (int64_t i = 0; !error && i < units; i++) {
         out->low = work.ends[2 * i] < out->low ? work.ends[2 * i] : out->low;
         out->high = work.ends[2 * i + 1] > out->high ? work.ends[2 * i + 1] : out->high;

@@ -14,7 +14,7 @@ enum {
     FE_MOST_PRODUCTS = 66311,
     FE_LONGEST_KERNEL = 15,
     FE_LONGEST_STRIDE = 8,
-    /* Cells along a side of a map. */
+    /* Cells along a side of a map, with its padding. */
     FE_LONGEST_SIDE = 16384,
     /* The byte that means 0 in a quantised gradient. */
     FE_ERROR_ZERO = 128,
@@ -77,7 +77,7 @@ typedef struct {
     float *floats;
     uint8_t *bytes;
     fe_rounding rounding;
-    /* Of the floats, before they become bytes: the least and the greatest, and 0. */
+    /* Of the floats, before they become bytes: least, greatest, and 0; NaN where a scale or the bias is not finite. */
     float low, high;
 } fe_conv_out;
 

@@ -1,5 +1,7 @@
 #include "pass.h"
 
+#include <math.h>
+
 static int64_t out_length(const fe_conv *conv, int axis) {
     int64_t length = axis ? conv->width : conv->height;
     return (length + 2 * conv->padding[axis] - conv->dilation[axis] * (conv->kernel[axis] - 1) - 1) / conv->stride[axis] + 1;
@@ -9,7 +11,8 @@ static int axis_is_valid(const fe_conv *conv, int axis) {
     int64_t length = axis ? conv->width : conv->height;
     return length >= 1 && length <= FE_LONGEST_SIDE && conv->kernel[axis] >= 1 && conv->kernel[axis] <= FE_LONGEST_KERNEL &&
            conv->stride[axis] >= 1 && conv->stride[axis] <= FE_LONGEST_STRIDE && conv->dilation[axis] >= 1 &&
-           conv->dilation[axis] <= FE_LONGEST_SIDE && conv->padding[axis] >= 0 && conv->padding[axis] <= FE_LONGEST_SIDE &&
+           conv->dilation[axis] <= FE_LONGEST_SIDE && conv->padding[axis] >= 0 &&
+           conv->padding[axis] <= (FE_LONGEST_SIDE - length) / 2 &&
            length + 2 * conv->padding[axis] > conv->dilation[axis] * (conv->kernel[axis] - 1);
 }
 
@@ -207,9 +210,16 @@ void fe_band_of(band *of, int64_t i, const bands *all, const pass *over, const i
                      begin + over->low[0] + r, all, over, version, zero);
 }
 
-int fe_goes_past(const float *floats, const pass *over, int64_t least) {
+int fe_goes_past(const float *floats, const pass *over, int64_t together, int64_t least) {
     enum { LINE = 64 };
-    const int64_t channels = over->groups * over->out_channels;
-    const int64_t bytes = over->images * over->out_height * over->out_width * channels * (int64_t)sizeof *floats;
-    return floats && (uintptr_t)floats % LINE == 0 && channels * (int64_t)sizeof *floats % LINE == 0 && bytes >= least;
+    const int64_t pixels = over->images * over->out_height * over->out_width;
+    const int64_t bytes = pixels * over->groups * over->out_channels * (int64_t)sizeof *floats;
+    return floats && (uintptr_t)floats % LINE == 0 && together * (int64_t)sizeof *floats % LINE == 0 && bytes >= least;
+}
+
+float fe_doubt(const fe_packed *packed, float scale, const float *bias, int64_t channels) {
+    int strange = 0;
+    for (int64_t c = 0; c < channels; c++)
+        strange |= !isfinite(scale * packed->scales[c]) | !isfinite(bias ? bias[c] : 0.0f);
+    return strange ? NAN : 0.0f;
 }

@@ -60,8 +60,12 @@ typedef struct {
 void fe_band_of(band *of, int64_t i, const bands *all, const pass *over, const int8_version *version, const uint8_t *x,
                 int zero, void *copy);
 
-/* Whether a result is made of whole cache lines, of so many bytes at least: it goes past the caches then. */
-int fe_goes_past(const float *floats, const pass *over, int64_t least);
+/* Whether a result goes past the caches: it has so many bytes at least, and the channels of a pixel that are made together,
+ * all of them or those of a group, are whole cache lines. */
+int fe_goes_past(const float *floats, const pass *over, int64_t together, int64_t least);
+
+/* 0, or NaN where a channel's scale or bias is not finite: the least and the greatest of a result pass over a NaN. */
+float fe_doubt(const fe_packed *packed, float scale, const float *bias, int64_t channels);
 
 /* Convolutions of which each channel has a kernel of its own go channel by channel, and have weights packed by taps. */
 int fe_is_depthwise(const fe_conv *conv);

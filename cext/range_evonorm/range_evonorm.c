@@ -3,6 +3,7 @@
 #include "common.h"
 #include "parallel.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,8 +92,9 @@ static void *take_scratch(scratch *of, const norm_work *work) {
     of->scale = of->bottom + channels;
     for (int64_t c = 0; c < channels; c++) {
         of->number[c] = (float)c;
-        of->shift[c] = norm->bias ? norm->bias[c] : 0.0f;
         of->slope[c] = norm->v ? norm->v[c] * work->x->scale / 6.0f : 0.0f;
+        /* A NaN there would be lost between the gate's bounds. */
+        of->shift[c] = isnan(of->slope[c]) ? of->slope[c] : norm->bias ? norm->bias[c] : 0.0f;
     }
     return memory;
 }
@@ -369,6 +371,16 @@ static int run_all(norm_work *work, fe_task task, float *bounds) {
     return atomic_load(&work->out_of_memory) ? -1 : error;
 }
 
+/* 0, or NaN where a parameter is not finite: comparisons do not see the NaNs that it makes. */
+static float doubt_of(const fe_range_evonorm *norm) {
+    const float *const parameters[] = {norm->weight, norm->bias, norm->v};
+    int strange = 0;
+    for (int i = 0; i < 3; i++)
+        for (int64_t c = 0; parameters[i] && c < norm->channels; c++)
+            strange |= !isfinite(parameters[i][c]);
+    return strange ? NAN : 0.0f;
+}
+
 int fe_range_evonorm_forward(fe_isa ceiling, const fe_range_evonorm *norm, const fe_norm_map *x, const fe_norm_map *y,
                              void *extremes, float *bounds) {
     norm_work work = {
@@ -378,7 +390,10 @@ int fe_range_evonorm_forward(fe_isa ceiling, const fe_range_evonorm *norm, const
         .y = y,
         .extremes = extremes,
     };
-    return run_all(&work, normalise_samples, bounds);
+    int error = run_all(&work, normalise_samples, bounds);
+    if (bounds)
+        bounds[0] += doubt_of(norm);
+    return error;
 }
 
 int fe_range_evonorm_extremes(fe_isa ceiling, const fe_range_evonorm *norm, const fe_norm_map *x, void *extremes,

@@ -41,7 +41,8 @@ int64_t fe_norm_chunks(int64_t pixels);
  * thread pool.
  *
  * `extremes`, (sample, chunk, group, 2), are max and min of the chunks in the numbers of x: floats, or bytes where x has
- * bytes. `bounds`, 2 floats or NULL, are least and greatest of what is written and of 0, before it is rounded to bytes. */
+ * bytes. `bounds`, 2 floats or NULL, are least and greatest of what is written and of 0, before it is rounded to bytes; the
+ * first is NaN where a parameter is not finite. */
 int fe_range_evonorm_forward(fe_isa ceiling, const fe_range_evonorm *norm, const fe_norm_map *x, const fe_norm_map *y,
                              void *extremes, float *bounds);
 

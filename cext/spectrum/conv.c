@@ -248,12 +248,20 @@ static int64_t groups_of(const conv_work *work) {
     return groups;
 }
 
+/* Whether a group's products are all that the weight's spectrum is for. Groups of a panel share it, so that the largest one
+ * decides for all of them. */
+static int are_alone(const conv_work *work) {
+    const fe_tiling *x = work->conv->x;
+    const int64_t groups = groups_of(work), rows = (work->images + groups - 1) / groups * x->tiles[0];
+    return panels_of(work->conv->y->channels) > 1 && rows <= work->division.band_rows && rows * x->tiles[1] <= FEW_POINTS;
+}
+
 /* One panel of grad_x for some images, whose rows of windows are [first, last). */
 static void form_panel(const conv_work *work, float *scratch, panel of, int64_t first, int64_t last, int is_new) {
     const int64_t outputs = work->conv->y->channels, panels = panels_of(outputs), step = work->division.band_rows;
-    const int64_t a_block = rows_of(work) * stride_of(of, PANEL), points = (last - first) * work->conv->x->tiles[1];
+    const int64_t a_block = rows_of(work) * stride_of(of, PANEL);
     band b = {.of = of,
-              .is_alone = panels > 1 && last - first <= step && points <= FEW_POINTS,
+              .is_alone = are_alone(work),
               .spectrum = scratch,
               .products = scratch + panels * rows_of(work) * (PANEL * PANEL + GAP)};
     for (int64_t i = 0; is_new && !b.is_alone && i < panels; i++)

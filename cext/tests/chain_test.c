@@ -59,6 +59,12 @@ static void check_conv(fe_isa isa, const fe_conv *conv) {
     weight[0] = NAN;
     expect(fe_chain_conv(isa, &found, x[0], means, weight, bias, conv) == FE_NOT_FINITE, "a NaN is refused", isa, conv);
     weight[0] = 0.5f;
+    const int64_t last = conv->outputs - 1;
+    const float before = bias[last];
+    bias[last] = NAN;
+    expect(!fe_chain_conv(isa, &found, x[0], means, weight, bias, conv) && isnan(found.low) && isnan(found.high),
+           "ends do not hide a NaN", isa, conv);
+    bias[last] = before;
 }
 
 static fe_norm_map map_of(uint8_t *of, fe_meaning means) {

@@ -29,6 +29,7 @@ static const fe_conv shapes[] = {
     {3, 20, 24, 6, 20, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},   {2, 9, 40, 16, 8, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1},
     {3, 80, 70, 6, 6, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},    {1, 16, 96, 7, 20, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1},
     {1, 1, 1, 1, 1, {1, 1}, {1, 2}, {0, 1}, {1, 1}, 1},      {2, 64, 160, 3, 3, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},
+    {1, 2, 2, 1, 16382, {1, 3}, {1, 1}, {0, 1}, {1, 1}, 2},
 };
 
 static uint8_t x[MOST], errors[2][MOST], bytes[MOST + MARGIN], again[MOST + MARGIN];
@@ -222,6 +223,36 @@ static void check_shapes(fe_isa isa) {
         }
 }
 
+/* Results that go past the caches where groups are whole cache lines, and that must not where they are others. */
+static void check_large(fe_isa ceiling) {
+    enum { MOST_LARGE = 4 * 64 * 64 * 80 };
+    static const fe_conv large[] = {
+        {2, 8, 128, 64, 64, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 2},
+        {2, 8, 144, 64, 64, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 2},
+        {4, 8, 80, 64, 64, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 4},
+        {1, 32, 256, 64, 64, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 32},
+    };
+    static float expected[MOST_LARGE], found[MOST_LARGE] __attribute__((aligned(64)));
+    uint64_t state = 362436069;
+    const fe_packed packed = {packed_bytes, packed_sums, scales};
+    for (size_t i = 0; i < sizeof large / sizeof *large; i++) {
+        const fe_conv *s = &large[i];
+        for (int64_t k = 0; k < map_in(s); k++)
+            x[k] = (uint8_t)(int)(128.0f + 128.0f * check_random(&state));
+        for (int64_t k = 0; k < s->outputs * s->inputs / s->groups; k++)
+            weight[k] = check_random(&state);
+        for (int isa = FE_SERIAL; isa <= (int)ceiling; isa++) {
+            fe_conv_out to = {.floats = isa == FE_SERIAL ? expected : found};
+            if (!fe_isa_available((fe_isa)isa) || fe_int8_isa((fe_isa)isa) != (fe_isa)isa)
+                continue;
+            if (fe_int8_pack((fe_isa)isa, &packed, weight, s, 0) != 0 ||
+                fe_int8_conv((fe_isa)isa, &to, x, 77, 0.013f, &packed, NULL, s, 0) != 0 ||
+                memcmp(to.floats, expected, (size_t)map_out(s) * sizeof *expected) != 0)
+                fail("a large result", (fe_isa)isa, s);
+        }
+    }
+}
+
 /* All versions round alike, bit for bit; and as they should. */
 static void check_bytes(fe_isa isa) {
     uint64_t state = 1234567;
@@ -298,6 +329,16 @@ static void check_what_is_refused(void) {
     accepted |= fe_conv_is_valid(&one);
     one = shapes[0], one.height = 1, one.padding[0] = 0;
     accepted |= fe_conv_is_valid(&one);
+    one = shapes[0], one.width = FE_LONGEST_SIDE - 2;
+    const int is_longest = fe_conv_is_valid(&one);
+    one.width++;
+    accepted |= fe_conv_is_valid(&one);
+    one.width = one.padding[1] = FE_LONGEST_SIDE;
+    accepted |= fe_conv_is_valid(&one);
+    one.width = 8, one.padding[1] = INT64_MAX;
+    accepted |= fe_conv_is_valid(&one);
+    if (!is_longest)
+        fail("the longest side", FE_SERIAL, &one);
     if (accepted)
         fail("what should be refused", FE_SERIAL, NULL);
 }
@@ -315,6 +356,7 @@ int main(void) {
         check_shapes((fe_isa)isa);
         fe_set_parallel_for(NULL);
     }
+    check_large(ceiling);
     check_what_is_refused();
     printf("%d failures\n", failures);
     return failures != 0;

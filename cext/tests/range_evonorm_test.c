@@ -223,6 +223,27 @@ static void check(fe_isa isa, const shape *s, const kind *k, uint64_t *state) {
         }                                                                                                              \
     } while (0)
 
+/* Comparisons pass over a NaN in a parameter; bounds must not. */
+static void check_nans(fe_isa isa) {
+    enum { PIXELS = 5, CHANNELS = 33, COUNT = 2 * PIXELS * CHANNELS };
+    static float found[COUNT];
+    static uint8_t bytes[COUNT], extreme_bytes[COUNT];
+    fe_range_evonorm norm = {2, PIXELS, CHANNELS, 1, 1.0f, 1.0f, weight, bias, v};
+    float *const parameters[] = {weight, bias, v};
+    const fe_norm_map x = {NULL, bytes, 0.0625f, 120.0f}, y = {found, NULL, 1.0f, 0.0f};
+    for (int i = 0; i < 3; i++) {
+        const float before = parameters[i][CHANNELS - 1];
+        float bounds[2];
+        parameters[i][CHANNELS - 1] = NAN;
+        fe_range_evonorm_forward(isa, &norm, &x, &y, extreme_bytes, bounds);
+        if (!isnan(bounds[0]) || !isnan(found[CHANNELS - 1])) {
+            printf("FAIL a NaN is hidden: %s, parameter %d\n", fe_isa_name(isa), i);
+            failures++;
+        }
+        parameters[i][CHANNELS - 1] = before;
+    }
+}
+
 static void check_what_is_refused(void) {
     const int64_t huge = (int64_t)1 << 60;
     REFUSE(norm.samples = 0);
@@ -243,6 +264,9 @@ int main(void) {
         for (size_t i = 0; fe_isa_available((fe_isa)isa) && i < sizeof shapes / sizeof *shapes; i++)
             for (size_t j = 0; j < sizeof kinds / sizeof *kinds; j++)
                 check((fe_isa)isa, &shapes[i], &kinds[j], &state);
+    for (int isa = FE_SERIAL; isa <= (int)ceiling; isa++)
+        if (fe_isa_available((fe_isa)isa))
+            check_nans((fe_isa)isa);
     check_what_is_refused();
     printf("%d failures\n", failures);
     return failures != 0;

@@ -6,7 +6,8 @@ typedef struct {
 } layer;
 
 /* Channels that fill panels, fall short of vectors and of panels, or need several; tiles that the map is no multiple of,
- * overlapping windows, gaps between them, and a kernel that is not square. */
+ * overlapping windows, gaps between them, and a kernel that is not square; images in
+ * groups of which only some are few points. */
 static const layer layers[] = {
     {3, 16, 16, {8, 8}, {3, 3}, {8, 8}, 1, 1, 1, {2, 2}, 10},
     {2, 7, 33, {7, 5}, {3, 3}, {4, 3}, 1, 1, 1, {2, 1}, 7},
@@ -16,6 +17,7 @@ static const layer layers[] = {
     {3, 31, 97, {3, 3}, {1, 1}, {1, 1}, 2, 1, 0, {0, 0}, 0},
     {2, 64, 64, {4, 4}, {5, 1}, {4, 4}, 1, 1, 0, {2, 1}, 6},
     {2, 97, 6, {3, 7}, {3, 3}, {3, 3}, 3, 1, 0, {2, 2}, 3},
+    {4, 65, 66, {5, 7}, {1, 1}, {1, 1}, 1, 1, 0, {0, 0}, 0},
 };
 
 enum { MOST_FLOATS = 1 << 16, MOST_SCRATCH = 1 << 22 };
@@ -209,6 +211,8 @@ static void check_layer(fe_isa isa, const layer *l, int innermost, uint64_t *sta
     if (!backward(isa, &conv, (fe_division){3, l->images, 1}, &found) || memcmp(&found, &first_found, sizeof found) != 0)
         fail_layer("divided otherwise", isa, l, innermost);
     fe_set_parallel_for(NULL);
+    if (!backward(isa, &conv, (fe_division){3, l->images, 64}, &found) || memcmp(&found, &first_found, sizeof found) != 0)
+        fail_layer("in groups", isa, l, innermost);
     if (!backward(isa, &conv, (fe_division){2, 1, 64}, &found) || !grad_weight_is_right(&conv, points) ||
         memcmp(found.grad_x, first_found.grad_x, sizeof found.grad_x) != 0)
         fail_layer("in slabs", isa, l, innermost);

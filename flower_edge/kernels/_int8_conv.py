@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from flower_edge.kernels import _dispatch, _threads
-from flower_edge.kernels._int8_quantise import QuantisedError
+from flower_edge.kernels._int8_quantise import QuantisedError, finite_ends
 from flower_edge.kernels._int8_reference import (
     int8_conv_reference,
     int8_grad_weight_reference,
@@ -152,7 +152,7 @@ def int8_conv_with_ends(
     y : torch.Tensor
         As of :func:`int8_conv`.
     ends : tuple of float
-        The least and the greatest of it and 0.
+        The least and the greatest of it and 0; NaN or infinite where it has a number that is.
 
     Raises
     ------
@@ -191,7 +191,7 @@ def int8_conv_to_bytes(
     Raises
     ------
     ValueError
-        As :func:`int8_conv`; also if `scale` or `zero_point` is out of its range.
+        As :func:`int8_conv`; also if `scale` or `zero_point` is out of its range, or a result is not finite.
     """
     import torch
 
@@ -202,9 +202,11 @@ def int8_conv_to_bytes(
     y = QuantisedTensor(values, scale, zero_point)
     if _dispatch.extension is None or weight.isa is None:
         floats = _twin(x, weight, bias)
+        ends = finite_ends(floats, *value_range_reference(floats))
         values = round_reference(floats, 1 / scale, zero_point, 0, LEVELS, None)
-        return QuantisedTensor(values, scale, zero_point), value_range_reference(floats)
-    return y, _run(x, weight, bias, (0, values.data_ptr()), (1 / scale, zero_point))
+        return QuantisedTensor(values, scale, zero_point), ends
+    ends = _run(x, weight, bias, (0, values.data_ptr()), (1 / scale, zero_point))
+    return y, finite_ends(values, *ends)
 
 
 def _result_shape(weight: PackedWeight) -> tuple[int, int, int, int]:

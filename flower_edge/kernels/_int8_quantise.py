@@ -71,7 +71,7 @@ def quantise(x: "torch.Tensor", ends: tuple[float, float] | None = None) -> Quan
         If it has a NaN or an infinity, or requires gradients in grad mode.
     """
     x = _laid_out(x, "x")
-    scale, zero_point = meaning_of(*(_value_range(x) if ends is None else _finite(x, *ends)))
+    scale, zero_point = meaning_of(*(_value_range(x) if ends is None else finite_ends(x, *ends)))
     return QuantisedTensor(_rounded(x, 1 / scale, zero_point, 0, LEVELS, None), scale, zero_point)
 
 
@@ -111,7 +111,7 @@ def quantise_error(
     if bits not in (8, 16):
         raise ValueError(f"bits is {bits}, expected 8 or 16")
     grad = _laid_out(grad, "grad")
-    largest = max(map(abs, _value_range(grad) if ends is None else _finite(grad, *ends)))
+    largest = max(map(abs, _value_range(grad) if ends is None else finite_ends(grad, *ends)))
     scale = max(largest / _STEPS, _LEAST_SCALE) if largest else 1.0
     bounds = (ERROR_ZERO - _STEPS, ERROR_ZERO + _STEPS)
     rounding = (1 / scale, ERROR_ZERO, *bounds, seed)
@@ -186,10 +186,11 @@ def _value_range(x: "torch.Tensor") -> tuple[float, float]:
             return float(ends[0]), float(ends[1])
         except FloatingPointError:
             low = high = math.nan
-    return _finite(x, low, high)
+    return finite_ends(x, low, high)
 
 
-def _finite(x: "torch.Tensor", low: float, high: float) -> tuple[float, float]:
+def finite_ends(x: "torch.Tensor", low: float, high: float) -> tuple[float, float]:
+    """Return the ends of a tensor that is to be quantised; refuse those that are not finite."""
     if not math.isfinite(low) or not math.isfinite(high):
         raise ValueError(
             f"a tensor of shape {tuple(x.shape)} has a NaN or an infinity, expected finite numbers to "

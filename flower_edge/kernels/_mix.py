@@ -54,6 +54,8 @@ def mix(out: _Out, vectors: Sequence["Vector"], weights: Sequence[float] | npt.N
         If shapes, numbers of vectors and weights, memory layout or aliasing do not fit, or a weight is not
         finite in float32.
     """
+    # A sequence may make its items when asked for them: these live as long as their addresses are in use.
+    vectors = list(vectors)
     spans, checked = _check(out, vectors, weights)
     if spans[0].length:
         if _dispatch.extension is None:
@@ -87,6 +89,7 @@ def mix_reference(
     TypeError, ValueError
         As in :func:`mix`.
     """
+    vectors = list(vectors)
     _, checked = _check(out, vectors, weights)
     _mix_numpy(as_array(out), [as_array(vector) for vector in vectors], checked)
     mark_written(out)

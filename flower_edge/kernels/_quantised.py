@@ -1,6 +1,5 @@
 """What a tensor of 8-bit numbers means."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,10 @@ LEVELS = 255
 
 ERROR_ZERO = 128
 """The byte that means 0 in a quantised gradient: as many steps are below it as above."""
+
+# Kernels have float32 scales, and multiply by their inverses.
+_LEAST_SCALE = 2.0**-126
+_LARGEST_SCALE = (2 - 2.0**-23) * 2.0**127
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class QuantisedTensor:
         uint8, on the CPU or elsewhere. A feature map, of shape ``(N, C, H, W)``, has channels last in memory;
         rows of features are contiguous.
     scale : float
-        What one step means; positive and finite.
+        What one step means; positive and normal in float32, 1.2e-38 to 3.4e38.
     zero_point : int
         The value that means 0, 0 to 255.
 
@@ -48,7 +51,7 @@ class QuantisedTensor:
         if not isinstance(self.values, torch.Tensor) or self.values.dtype != torch.uint8:
             kind = getattr(self.values, "dtype", type(self.values).__name__)
             raise TypeError(f"values is {kind}, expected a torch tensor of torch.uint8")
-        if not 0.0 < self.scale < math.inf:
-            raise ValueError(f"scale is {self.scale}, expected a positive finite number")
+        if not _LEAST_SCALE <= self.scale <= _LARGEST_SCALE:
+            raise ValueError(f"scale is {self.scale}, expected one that is positive and normal in float32")
         if not 0 <= self.zero_point <= LEVELS:
             raise ValueError(f"zero_point is {self.zero_point}, expected 0 to {LEVELS}")

@@ -4,13 +4,13 @@ import math
 from typing import TYPE_CHECKING
 
 from flower_edge.kernels._int8_quantise import meaning_of, quantise
+from flower_edge.kernels._int8_reference import value_range_reference
 from flower_edge.kernels._maps import check_map, empty_map, new_bytes
 from flower_edge.kernels._quantised import QuantisedTensor
 from flower_edge.kernels._range_evonorm_calls import (
     Map,
     Norm,
     NormGradients,
-    bounds_of,
     channels_last,
     check_norm,
     check_shapes,
@@ -56,15 +56,16 @@ def quantised_range_evonorm(
     extremes : torch.Tensor
         Bytes, as of :func:`range_evonorm`.
     bounds : (float, float)
-        Least and greatest of `y` and of 0, before rounding: from them the next scale can be chosen.
+        Least and greatest of `y` and of 0, before rounding: from them the next scale can be chosen. One is
+        not finite where `y` is not.
 
     Raises
     ------
     TypeError
         If `x` is not a QuantisedTensor, or parameters are not floating point numbers.
     ValueError
-        If shapes do not fit, the map is not channels last, a group has a single element, or a tensor requires
-        gradients in grad mode.
+        If shapes do not fit, the map is not channels last, a group has a single element, a tensor requires
+        gradients in grad mode, or what is to be quantised is not finite.
     """
     import torch
 
@@ -78,11 +79,18 @@ def quantised_range_evonorm(
         floats, extremes = normalised(_floats(x), *norm)
         # Back from numbers to the bytes that they stand for, which is exact.
         extremes = (extremes / x.scale + x.zero_point).round().to(torch.uint8)
-        return (floats if output is None else quantised(floats, *output)), extremes, bounds_of(floats)
+        bounds = value_range_reference(floats)
+        if output is None:
+            return floats, extremes, bounds
+        _check_finite(*bounds)
+        return quantised(floats, *output), extremes, bounds
     extremes = new_bytes(*extremes_shape(shape, groups))
     y = empty_map(shape, True) if output is None else torch.empty_like(values)
     bounds = run_forward(_map(x), Map(y) if output is None else Map(y, *output), extremes, norm)
-    return (y if output is None else QuantisedTensor(y, *output)), extremes, bounds
+    if output is None:
+        return y, extremes, bounds
+    _check_finite(*bounds)
+    return QuantisedTensor(y, *output), extremes, bounds
 
 
 def fitted_range_evonorm(
@@ -127,11 +135,7 @@ def fitted_range_evonorm(
     norm = norm.to(torch.float32)
     extremes = new_bytes(*extremes_shape(shape, groups))
     low, high = run_extremes(_map(x), extremes, norm)
-    if not high - low < math.inf:
-        raise ValueError(
-            f"the normalised map reaches from {low} to {high}, expected finite numbers to quantise; "
-            "lower the learning rate, or look for the step where a parameter ceased to be finite"
-        )
+    _check_finite(low, high)
     y = QuantisedTensor(torch.empty_like(values), *meaning_of(low, high))
     run_normalise(_map(x), _map(y), extremes, norm)
     return y, extremes
@@ -186,6 +190,14 @@ def quantised_range_evonorm_backward(
         return run_backward(_map(x), extremes.contiguous(), source, norm)
     floats = _floats(grad) if isinstance(grad, QuantisedTensor) else source.values
     return with_bounds(normalised_backward(floats, _floats(x), norm.weight, norm.v, groups, eps))
+
+
+def _check_finite(low: float, high: float) -> None:
+    if not high - low < math.inf:
+        raise ValueError(
+            f"the normalised map reaches from {low} to {high}, expected finite numbers to quantise; "
+            "lower the learning rate, or look for the step where a parameter ceased to be finite"
+        )
 
 
 def _bytes(x: QuantisedTensor, name: str) -> "torch.Tensor":

@@ -120,14 +120,6 @@ def channels_last(x: "torch.Tensor") -> "torch.Tensor":
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def bounds_of(x: "torch.Tensor") -> tuple[float, float]:
-    """Give the least and the greatest of a tensor and of 0."""
-    if x.numel() == 0:
-        return 0.0, 0.0
-    low, high = x.aminmax()
-    return min(0.0, float(low)), max(0.0, float(high))
-
-
 def with_bounds(gradients: "tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]") -> NormGradients:
     """Give gradients from the slow twin."""
     return NormGradients(*gradients, value_range_reference(gradients[0]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._maps import check_floating, check_no_gradient, is_served, new_bytes
-from flower_edge.kernels._workspace import workspace
+from flower_edge.kernels._workspace import check_gapless, workspace
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,8 @@ def mask_by_bits(x: "torch.Tensor", bits: "torch.Tensor", stride: Sequence[int])
     bits : torch.Tensor
         What :func:`relu_bits` returned.
     stride : sequence of int
-        Strides of the ``y`` that came with `bits`: they tell which bit belongs to which element.
+        Strides of the ``y`` that came with `bits`: they tell which bit belongs to which element, and leave no
+        gaps in memory.
 
     Returns
     -------
@@ -109,7 +110,8 @@ def mask_by_bits(x: "torch.Tensor", bits: "torch.Tensor", stride: Sequence[int])
     TypeError
         If `x` is not a dense tensor of floating point numbers.
     ValueError
-        If there are not as many bits as elements, or `x` requires gradients in grad mode.
+        If there are not as many bits as elements, `stride` leaves gaps or lets elements meet, or `x` requires
+        gradients in grad mode.
     """
     _check_bits(x, bits)
     extension = _dispatch.extension
@@ -176,6 +178,7 @@ def mask_by_bits_reference(x: "torch.Tensor", bits: "torch.Tensor", stride: Sequ
     import torch
 
     _check_bits(x, bits)
+    check_gapless(tuple(x.shape), tuple(stride))
     out = torch.empty_strided(x.shape, tuple(stride), dtype=x.dtype, device=x.device).copy_(x)
     stopped = (bits[:, None] & bits.new_tensor(_BITS)) == 0
     _in_memory_order(out).masked_fill_(stopped.view(-1)[: out.numel()], 0)

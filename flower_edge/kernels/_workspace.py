@@ -29,9 +29,21 @@ _WASTE = 1.25
 _Block = npt.NDArray[np.float32]
 
 
+def check_gapless(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    """Refuse strides that do not make elements fill a range of memory, each once, in whatever order."""
+    length = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size != 1 and stride != length and 0 not in shape:
+            raise ValueError(
+                f"shape {shape} has strides {strides}, expected such as fill memory without gaps"
+            )
+        length *= size
+
+
 @lru_cache(maxsize=4096)
 def _layout(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> tuple[int, tuple[int, ...]]:
-    """Count the elements of a tensor, and give its strides in bytes."""
+    """Count the elements of a tensor without gaps, and give its strides in bytes."""
+    check_gapless(shape, strides)
     return prod(shape), tuple(size * stride for stride in strides)
 
 

@@ -146,6 +146,14 @@ def test_what_is_not_finite_is_named(way: str) -> None:
     with pytest.raises(ValueError, match="weight has a NaN or an infinity"):
         conv_backward(x, quantise_error(drawn(shape.y_shape, 2)), weight, shape, (True, True))
 
+    for of in (shape, CONVOLUTIONS[4]):
+        x, bias = quantise(drawn(of.x_shape, 0)), torch.zeros(of.y_shape[1])
+        for bias[5] in (float("nan"), float("inf"), float("-inf")):
+            y = conv_forward(x, drawn(of.weight_shape, 1), bias, of)
+            with pytest.raises(ValueError, match="has a NaN or an infinity"):
+                norm_forward(y, Norm(None, None, None, 1, 1e-5))
+
+    x = quantise(drawn(shape.x_shape, 0))
     norm = Norm(*parameters(7, has_v=True), 7, 1e-5)
     with pytest.raises(ValueError, match="has a NaN or an infinity"):
         norm_forward(Fitted(drawn(shape.x_shape, 0), (0.0, float("inf"))), norm)

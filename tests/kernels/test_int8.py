@@ -1,6 +1,8 @@
 """Kernels of 8 bits: bit for bit their twins, and the twins against sums of whole numbers in numpy."""
 
+import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import product
 from typing import Any
 
@@ -12,7 +14,13 @@ from hypothesis import strategies as st
 
 from flower_edge import kernels
 from flower_edge.kernels import _dispatch
-from flower_edge.kernels._int8_conv import int8_conv, int8_conv_to_bytes, int8_grad_weight, pack_weight
+from flower_edge.kernels._int8_conv import (
+    int8_conv,
+    int8_conv_to_bytes,
+    int8_conv_with_ends,
+    int8_grad_weight,
+    pack_weight,
+)
 from flower_edge.kernels._int8_quantise import QuantisedError, dequantise, quantise, quantise_error
 from flower_edge.kernels._int8_reference import quantise_weight_reference
 from flower_edge.kernels._int8_shape import MOST_PRODUCTS, ConvShape, conv_shape
@@ -173,13 +181,16 @@ def test_the_longest_sums_do_not_overflow(isa: str) -> None:
     assert float(grad) == float(np.float32(-255 * 128 * 300 * 300))
 
 
-@pytest.mark.parametrize("groups", [1, 16])
-def test_results_larger_than_caches_are_the_same(groups: int) -> None:
-    """They are written past the caches, where an instruction set can."""
-    shape = conv_shape((1, 16, 331, 331), (16, 16 // groups, 1, 3), (1, 1), (0, 1), (1, 1), groups)
+@pytest.mark.parametrize(("channels", "groups"), [(16, 1), (16, 16), (144, 2), (80, 4), (128, 32)])
+def test_results_larger_than_caches_are_the_same(channels: int, groups: int) -> None:
+    """They are written past the caches, where an instruction set can and groups are whole cache lines."""
+    side = math.isqrt((7 << 18) // channels)
+    shape = conv_shape(
+        (1, channels, side, side), (channels, channels // groups, 1, 3), (1, 1), (0, 1), (1, 1), groups
+    )
     x, error, weight, bias = problem(shape, 5, extreme=False)
     results = []
-    for isa in ISAS[-3:]:
+    for isa in ISAS:
         with kernels.use_isa(isa):
             packed = pack_weight(weight, shape), pack_weight(weight, shape, transposed=True)
             results.append((int8_conv(x, packed[0], bias), int8_conv(error.values, packed[1])))
@@ -347,6 +358,26 @@ def test_what_is_not_finite_is_refused(strange: float, served: bool, twins: Call
                 pack_weight(x.view(3, 40, 1, 1), shape, transposed=transposed)
 
 
+@pytest.mark.parametrize("way", [*ISAS, "twin"])
+@pytest.mark.parametrize("groups", [1, 33])
+@pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf])
+def test_a_bias_that_is_not_finite_is_not_hidden(
+    way: str, groups: int, strange: float, twins: Callable[[], None]
+) -> None:
+    shape = conv_shape((2, 33, 5, 5), (33, 33 // groups, 3, 3), (1, 1), (1, 1), (1, 1), groups)
+    x, _, weight, bias = problem(shape, 4, extreme=False)
+    bias[31] = strange
+    if way == "twin":
+        twins()
+    with nullcontext() if way == "twin" else kernels.use_isa(way):
+        packed = pack_weight(weight, shape)
+        y, ends = int8_conv_with_ends(x, packed, bias)
+        assert not y[:, 31].isfinite().any()
+        assert not all(map(math.isfinite, ends))
+        with pytest.raises(ValueError, match="has a NaN or an infinity"):
+            int8_conv_to_bytes(x, packed, bias, 0.1, 7)
+
+
 def test_other_dtypes_and_strides_are_served() -> None:
     x = torch.randn(2, 5, 6, 7)
     for view in (x.double(), x.bfloat16(), torch._neg_view(x), x[:, ::2, 1:], x.transpose(2, 3)):
@@ -370,6 +401,13 @@ CELLS = QuantisedTensor(torch.zeros(1, 4, 5, 5, dtype=torch.uint8), 1.0, 0)
     [
         (lambda: QuantisedTensor(torch.zeros(2), 1.0, 0), TypeError, "values is torch.float32"),
         (lambda: QuantisedTensor(CELLS.values, 0.0, 0), ValueError, "scale is 0.0"),
+        (lambda: QuantisedTensor(CELLS.values, 1e-46, 0), ValueError, "scale is 1e-46.*normal in float32"),
+        (lambda: QuantisedTensor(CELLS.values, 1e-38, 0), ValueError, "scale is 1e-38.*normal in float32"),
+        (
+            lambda: QuantisedTensor(CELLS.values, 3.5e38, 0),
+            ValueError,
+            r"scale is 3.5e\+38.*normal in float32",
+        ),
         (lambda: QuantisedTensor(CELLS.values, 1.0, 256), ValueError, "zero_point is 256"),
         (lambda: quantise(torch.zeros(3).int()), TypeError, "x is a torch.int32"),
         (lambda: quantise(torch.zeros(3, requires_grad=True)), ValueError, "x requires gradients"),

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,6 +129,27 @@ def test_tensors_and_arrays_may_be_mixed() -> None:
     expected = kernels.mix(np.empty(1001, np.float32), vectors, [0.5, 0.25, 0.25])
     out = kernels.mix(torch.empty(1001), [torch.from_numpy(vectors[0]), *vectors[1:]], [0.5, 0.25, 0.25])
     assert out.numpy().tobytes() == expected.tobytes()
+
+
+class _MadeOnAccess(Sequence[F32]):
+    """Vectors of 1, 2 and 3 that nobody else keeps."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, place: Any) -> Any:
+        if place >= len(self):
+            raise IndexError
+        return np.full(100_000, place + 1, np.float32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_vectors_that_nobody_else_keeps_are_kept(isa: str) -> None:
+    for mixed in (kernels.mix, kernels.mix_reference):
+        out = np.zeros(100_000, np.float32)
+        with kernels.use_isa(isa):
+            mixed(out, _MadeOnAccess(), [1.0, 10.0, 100.0])
+        assert (out == 321.0).all()
 
 
 def test_nan_and_infinity_propagate() -> None:

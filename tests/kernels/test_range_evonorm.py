@@ -13,6 +13,7 @@ from flower_edge import kernels
 from flower_edge.kernels import _dispatch
 from flower_edge.kernels._quantised import QuantisedTensor
 from flower_edge.kernels._quantised_range_evonorm import fitted_range_evonorm
+from flower_edge.kernels._range_evonorm_calls import Map, Norm, extremes_shape, run_extremes
 
 pytestmark = pytest.mark.board
 
@@ -268,6 +269,34 @@ def test_a_nan_is_not_hidden(way: str) -> None:
     assert bool(y[0, 4:].isfinite().all())
 
 
+@pytest.mark.parametrize(
+    ("place", "strange"),
+    [
+        (0, math.nan),
+        (0, math.inf),
+        (0, -math.inf),
+        (1, math.nan),
+        (1, math.inf),
+        (1, -math.inf),
+        (2, math.nan),
+    ],
+)
+def test_a_parameter_that_is_not_finite_is_not_hidden(way: str, place: int, strange: float) -> None:
+    x, _, parameters = drawn((2, 31, 3, 5))
+    parameter = parameters[place]
+    assert parameter is not None
+    parameter[30] = strange
+    stored = quantised(x, 2**-5, 130)
+
+    y, _, bounds = kernels.quantised_range_evonorm(stored, *parameters, 1, EPS)
+
+    assert isinstance(y, Tensor)
+    assert not bool(y[:, 30].isfinite().any())
+    assert not all(map(math.isfinite, bounds))
+    with pytest.raises(ValueError, match="expected finite numbers to quantise"):
+        kernels.quantised_range_evonorm(stored, *parameters, 1, EPS, (0.1, 7))
+
+
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)])
 def test_nothing_to_normalise(way: str, shape: tuple[int, ...]) -> None:
     x, grad, parameters = drawn(shape)
@@ -335,5 +364,19 @@ def test_bytes_that_do_not_fit_are_refused() -> None:
         kernels.quantised_range_evonorm(contiguous, None, None, None, 2, EPS)
     with pytest.raises(ValueError, match="scale is -1"):
         kernels.quantised_range_evonorm(stored, None, None, None, 2, EPS, (-1.0, 0))
+    with pytest.raises(ValueError, match="scale is 1e-46"):
+        kernels.quantised_range_evonorm(stored, None, None, None, 2, EPS, (1e-46, 0))
     with pytest.raises(TypeError, match=r"extremes is torch.float32, expected torch.uint8"):
         kernels.quantised_range_evonorm_backward(grad, stored, floating, None, None, 2, EPS)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("scale", [1e-46, -1e-46, 1e-39, 1e39, math.nan])
+def test_bytes_are_never_taken_for_floats(isa: str, scale: float) -> None:
+    """A scale of 0 says that a map has floats; what rounds to 0 does not."""
+    # As large as one of floats, in case that it is read as such.
+    values = torch.zeros(2, 8, 8, 8, dtype=torch.uint8)[:, :, :4, :4]
+    norm = Norm(None, None, None, 2, EPS)
+    extremes = torch.empty(4, *extremes_shape((2, 8, 4, 4), 2), dtype=torch.uint8)
+    with kernels.use_isa(isa), pytest.raises(ValueError, match="normal number of float32"):
+        run_extremes(Map(values, scale), extremes, norm)

@@ -1,5 +1,7 @@
 """The one-bit activations: bit for bit torch's own, on every instruction set, in every layout."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,25 @@ def test_bad_input_is_refused() -> None:
             mask(torch.randn(17), bits, (1,))
         with pytest.raises(ValueError, match=r"torch.float32.*expected \(2,\), torch.uint8"):
             mask(x, bits.float(), (1,))
+
+
+@pytest.mark.parametrize("way", [*ISAS, "twin"])
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [((33,), (2,)), ((33,), (0,)), ((7, 15), (1, 1)), ((7, 15), (16, 1)), ((2, 3, 5, 1), (15, 5, 2, 1))],
+)
+def test_strides_with_gaps_or_overlaps_are_refused(
+    way: str, shape: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    """A kernel goes through as much memory as there are elements."""
+    x = torch.randn(shape)
+    _, bits = kernels.relu_bits(x)
+    # Of its own strides, where these are of a view, and of others.
+    for grad in (x, torch.randn(999).as_strided(shape, stride)):
+        with nullcontext() if way == "twin" else kernels.use_isa(way):
+            mask = kernels.mask_by_bits_reference if way == "twin" else kernels.mask_by_bits
+            with pytest.raises(ValueError, match=r"has strides \(.*without gaps"):
+                mask(grad, bits, stride)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -116,7 +116,7 @@ def test_awkward_sizes(size: tuple[int, int], isa: str) -> None:
 
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize(
-    ("outputs", "inputs", "images"), [(64, 64, 5), (48, 150, 3), (200, 64, 1), (16, 16, 40)]
+    ("outputs", "inputs", "images"), [(64, 64, 5), (48, 150, 3), (200, 64, 1), (16, 16, 40), (70, 130, 7)]
 )
 def test_bits_do_not_depend_on_threads(
     outputs: int, inputs: int, images: int, monkeypatch: pytest.MonkeyPatch
