@@ -6,11 +6,9 @@ ResNet-20 pre-trained on five of them, with Dirichlet(0.5) label skew. Time is s
 (`benchmarks.stragglers`): *measured* processor time, times *modelled* slowdowns.
 """
 
-import argparse
 import copy
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,8 +21,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks import kept_runs
-from benchmarks.cifar import CLASSES, Images, cache_folder, cifar10, data_folder, dirichlet_split, normalised
-from benchmarks.harness import Benchmark, run
+from benchmarks.cifar import CLASSES, Images, cache_folder, cifar10, data_option, dirichlet_split, normalised
+from benchmarks.harness import PLOT, Benchmark, run
 from benchmarks.kept_runs import checkpoint_digest, keep, runners, say
 from benchmarks.pretrain import pretrained
 from benchmarks.stragglers import NODES, Board, Race, Way
@@ -352,9 +350,9 @@ def plot(outcomes: Mapping[Way, Sequence[Outcome]], path: str) -> None:
 
 def main(bench: Benchmark) -> None:
     """Fill the table and say whether elastic boards keep the deadline and gain time."""
-    outcomes = fill(bench, FOLDER)
-    if PLOT:
-        plot(outcomes, PLOT)
+    outcomes = fill(bench, bench.options.data)
+    if bench.options.plot:
+        plot(outcomes, bench.options.plot)
     elastic = [way for way in outcomes if way.late == "elastic"]
     for way in elastic:
         longest = max(outcome.longest for outcome in outcomes[way])
@@ -367,8 +365,4 @@ def main(bench: Benchmark) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--plot")
-    options, sys.argv[1:] = parser.parse_known_args()
-    PLOT, FOLDER = options.plot, data_folder()
-    run("elastic_stragglers", __doc__, main)
+    run("elastic_stragglers", __doc__, main, data_option(), PLOT)

@@ -22,13 +22,13 @@ them on along the ring; ours mixes by D-PSGD with two neighbours, and keeps a st
 cores.
 """
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser, ArgumentTypeError
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +49,9 @@ BARE, EIGHT, OURS = "bare loop, one process", "bare loop, eight processes", "flo
 Found = dict[str, float]
 
 
-def main(bench: harness.Benchmark, data: Path, python: Path) -> None:
+def main(bench: harness.Benchmark) -> None:
     """Run the bare loop and our session in turn, then p2pfl once."""
+    data, python = bench.options.data, bench.options.venv
     rounds, repeats, their_rounds = (8, 1, 3) if bench.quick else (16, 3, 6)
     found: dict[tuple[str, str], list[Found]] = defaultdict(list)
     for _ in range(repeats):
@@ -91,29 +92,44 @@ def times(runs: Sequence[Found], units: Sequence[Found]) -> float:
     )
 
 
-def options() -> tuple[Path, Path]:
-    """Return the folder of the images and p2pfl's Python; take their options off the command line.
+def options() -> list[ArgumentParser]:
+    """Return the options that name the images and p2pfl's environment, which have to be there."""
+    return [
+        harness.option(
+            "--data",
+            metavar="FOLDER",
+            type=_images,
+            default=os.environ.get(DATA, ""),
+            help=f"with Fashion-MNIST in IDX files (default: {DATA})",
+        ),
+        harness.option(
+            "--venv",
+            metavar="FOLDER",
+            type=_python,
+            default=os.environ.get(VENV, ""),
+            help=f"a virtual environment with p2pfl (default: {VENV})",
+        ),
+    ]
 
-    Raises
-    ------
-    SystemExit
-        If one was not named, or is not there.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--data", default=os.environ.get(DATA))
-    parser.add_argument("--venv", default=os.environ.get(VENV))
-    named, sys.argv[1:] = parser.parse_known_args()
-    if not named.data:
-        raise SystemExit(f"name a folder with Fashion-MNIST in IDX files by --data FOLDER or {DATA}")
-    if missing := [name for name in FILES.values() if not Path(named.data, name).is_file()]:
-        raise SystemExit(f"there is no {missing[0]} in {named.data!r}")
-    if not named.venv:
-        raise SystemExit(f"name a virtual environment with p2pfl by --venv FOLDER or {VENV}; see this module")
-    python = Path(named.venv, "bin", "python")
+
+def _images(named: str) -> Path:
+    if not named:
+        raise ArgumentTypeError(f"name a folder with Fashion-MNIST in IDX files by --data FOLDER or {DATA}")
+    if missing := [name for name in FILES.values() if not Path(named, name).is_file()]:
+        raise ArgumentTypeError(f"there is no {missing[0]} in {named!r}")
+    return Path(named)
+
+
+def _python(named: str) -> Path:
+    if not named:
+        raise ArgumentTypeError(
+            f"name a virtual environment with p2pfl by --venv FOLDER or {VENV}; see this module"
+        )
+    python = Path(named, "bin", "python")
     question = [str(python), "-c", "import importlib.metadata; importlib.metadata.version('p2pfl')"]
     if not python.is_file() or subprocess.run(question, capture_output=True, check=False).returncode:
-        raise SystemExit(f"there is no virtual environment with p2pfl at {named.venv!r}")
-    return Path(named.data), python
+        raise ArgumentTypeError(f"there is no virtual environment with p2pfl at {named!r}")
+    return python
 
 
 def bare(config: dict[str, Any], processes: Sequence[list[int]]) -> Found:
@@ -183,5 +199,4 @@ def _said(process: "subprocess.Popen[str]", output: Path) -> Found:
 
 
 if __name__ == "__main__":
-    data, python = options()
-    harness.run("peers.p2pfl", __doc__, lambda bench: main(bench, data, python))
+    harness.run("peers.p2pfl", __doc__, main, *options())
