@@ -36,6 +36,9 @@ from flower_edge.gossip import (
 )
 from flower_edge.gossip.codec import ArraySpec
 
+PROTOCOL = 1
+"""Part of what names a kept run: raise it when what a run does changes."""
+
 SEEDS = (0, 1, 2)
 LAST_EVALUATIONS = 5
 COMPRESSIONS = ("none", "int8", "int4", "sign", "top-k")
@@ -66,7 +69,7 @@ def final(outcome: Run) -> float:
 def kept_run(overrides: dict[str, Any]) -> Run:
     """Return a run's outcome, from the disk if it was run before: all of them take a quarter of an hour."""
     plan = GossipPlan.from_json(Path(overrides["plan"]))
-    path = kept_at("compressed_gossip", [plan.digest(), {**overrides, "plan": ""}])
+    path = kept_at("compressed_gossip", [PROTOCOL, plan.digest(), {**CONFIG, **overrides, "plan": ""}])
     if not path.exists():
         keep(path, asdict(quickstart_run(overrides)))
     kept = json.loads(path.read_text("utf-8"))
