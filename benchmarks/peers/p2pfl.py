@@ -36,13 +36,12 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.peers.task import FILES, LINKS, NODES, PARAMETERS
+from benchmarks.peers.together import together
 from examples.simulation import free_ports
 from flower_edge.peer import Identity
 
 DATA, VENV = "FLOWER_EDGE_FASHION_MNIST", "FLOWER_EDGE_P2PFL"
-ROOT = Path(__file__).parents[2]
 LEAST_BYTES = 2 * LINKS * 4 * PARAMETERS
-TIMEOUT = 600.0
 
 BARE, EIGHT, OURS = "bare loop, one process", "bare loop, eight processes", "flower_edge"
 
@@ -134,7 +133,7 @@ def _python(named: str) -> Path:
 
 def bare(config: dict[str, Any], processes: Sequence[list[int]]) -> Found:
     """Return what a round of training takes, in as many processes as there are lists of nodes."""
-    return together("bare", [{**config, "nodes": nodes} for nodes in processes])
+    return summed("bare", [{**config, "nodes": nodes} for nodes in processes])
 
 
 def ours(config: dict[str, Any]) -> Found:
@@ -143,17 +142,17 @@ def ours(config: dict[str, Any]) -> Found:
         for node in range(NODES):
             Identity.temporary().save(Path(folder, f"{node}.key"), Path(folder, f"{node}.crt"))
         common = {**config, "folder": folder, "ports": free_ports(NODES)}
-        return together("session", [{**common, "node": node} for node in range(NODES)])
+        return summed("session", [{**common, "node": node} for node in range(NODES)])
 
 
 def theirs(config: dict[str, Any], python: Path) -> Found:
     """Return what a round takes eight nodes of p2pfl."""
     with tempfile.TemporaryDirectory() as folder:
         common = {**config, "folder": folder, "ports": free_ports(NODES)}
-        return together("p2pfl_start", [{**common, "node": node} for node in range(NODES)], python)
+        return summed("p2pfl_start", [{**common, "node": node} for node in range(NODES)], python)
 
 
-def together(module: str, configs: Sequence[dict[str, Any]], python: Path | None = None) -> Found:
+def summed(module: str, configs: Sequence[dict[str, Any]], python: Path | None = None) -> Found:
     """Run a process for each config at once; return the sums of what they say (of seconds the most).
 
     Raises
@@ -162,40 +161,9 @@ def together(module: str, configs: Sequence[dict[str, Any]], python: Path | None
         If one of them fails: with the end of what it wrote.
     """
     command = [str(python or sys.executable), "-m", f"benchmarks.peers.{module}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    processes: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryDirectory() as folder:  # p2pfl writes its logs where it is
-        outputs = [Path(folder, f"{index}.out") for index in range(len(configs))]
-        try:
-            for config, output in zip(configs, outputs, strict=True):
-                with output.open("w") as file:
-                    processes.append(
-                        subprocess.Popen(
-                            [*command, json.dumps(config)],
-                            cwd=folder,
-                            env=environment,
-                            stdout=file,
-                            stderr=subprocess.STDOUT,
-                            text=True,
-                        )
-                    )
-            said = [_said(process, output) for process, output in zip(processes, outputs, strict=True)]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+    said = together([[*command, json.dumps(config)] for config in configs], {"OMP_NUM_THREADS": "1"})
     most = max(one["seconds"] for one in said)
     return {key: sum(one[key] for one in said) for key in said[0]} | {"seconds": most}
-
-
-def _said(process: "subprocess.Popen[str]", output: Path) -> Found:
-    code = process.wait(TIMEOUT)
-    lines = output.read_text(errors="replace").splitlines()
-    for line in lines:
-        if line.startswith("found "):
-            found: Found = json.loads(line.removeprefix("found "))
-            return found
-    raise SystemExit("\n".join([f"{process.args} ended with {code}:", *lines[-20:]]))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import harness
 from benchmarks.peers import bare, p2pfl
 from benchmarks.peers.task import FILES, IMAGES, NODES, PARAMETERS, LeNet, Marks, Training, share
+from benchmarks.peers.together import together
 
 
 @pytest.fixture
@@ -79,6 +80,35 @@ def test_processes_are_summed_and_those_that_fail_are_shown(images: Path) -> Non
     assert 0 < found["seconds"] < found["cpu_seconds"] * 100
     with pytest.raises(SystemExit, match="expected at least"):
         p2pfl.bare(config, [[NODES]])
+
+
+def run(*codes: str, **options: object) -> list:
+    return together([[sys.executable, "-c", f"import os, time; {code}"] for code in codes], **options)
+
+
+def test_all_end_when_one_fails(tmp_path: Path) -> None:
+    sleeps = f"open(os.path.join({str(tmp_path)!r}, str(os.getpid())), 'w'); time.sleep(60)"
+    began = time.monotonic()
+
+    with pytest.raises(SystemExit, match=r"(?s)too bad.*ended with 3:\ntoo bad"):
+        run(sleeps, sleeps, "time.sleep(1); print('too bad'); raise SystemExit(3)")
+
+    assert time.monotonic() - began < 30
+    assert not any(Path("/proc", pid.name).exists() for pid in tmp_path.iterdir())
+
+
+def test_who_is_late_is_named() -> None:
+    with pytest.raises(SystemExit, match=r"(?s)sleep\(60\).*is not done after 1 s:\nstill here"):
+        run("print('still here', flush=True); time.sleep(60)", timeout=1.0)
+
+
+def test_what_was_found_is_in_the_order_of_the_commands() -> None:
+    last, first = (
+        "time.sleep(0.3); print('found 1')",
+        "print('of no interest'); print('found', os.environ['A'])",
+    )
+
+    assert run(last, first, environment={"A": "7"}) == [1, 7]
 
 
 @pytest.mark.parametrize(
