@@ -54,8 +54,9 @@ ARM   := CC=aarch64-linux-gnu-gcc LDSHARED='aarch64-linux-gnu-gcc -shared' _PYTH
 WHEEL := $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation
 DIST  ?= dist
 
+# A wheel of another version would stay beside the new one.
 wheels: $(STAMP)
-	rm -rf build
+	rm -rf build $(DIST)/flower_edge-*.whl
 	$(WHEEL) -w build/wheels .
 	$(ARM) $(WHEEL) -w build/wheels .
 	for wheel in build/wheels/*.whl; do PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m auditwheel repair -z 9 -w $(DIST) $$wheel || exit 1; done
@@ -67,5 +68,5 @@ board: wheels
 	PIP=$(abspath $(BIN))/python tests/board/board.sh $(DIST)/*_aarch64.whl $(BOARD)
 
 clean:
-	rm -rf $(VENV) build demo cext/build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info flower_edge/*.so
+	rm -rf $(VENV) build $(DIST) demo cext/build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info flower_edge/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import io
 import os
-import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from benchmarks.harness import option
 
 VARIABLE = "FLOWER_EDGE_CIFAR10"
 CLASSES = 10
@@ -31,22 +32,25 @@ STD = (0.2470, 0.2435, 0.2616)
 Rows = npt.NDArray[np.int64]
 
 
-def data_folder() -> Path:
-    """Return the folder of CIFAR-10 that was named; take its option off the command line.
+def data_option() -> argparse.ArgumentParser:
+    """Return the option that names the folder of CIFAR-10; it has to be there."""
+    return option(
+        "--data",
+        metavar="FOLDER",
+        type=_folder,
+        default=os.environ.get(VARIABLE, ""),
+        help=f"with CIFAR-10 in parquet files (default: {VARIABLE})",
+    )
 
-    Raises
-    ------
-    SystemExit
-        If none was named, or there is no such folder.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--data", default=os.environ.get(VARIABLE))
-    options, sys.argv[1:] = parser.parse_known_args()
-    if not options.data:
-        raise SystemExit(f"name a folder with CIFAR-10 in parquet files by --data FOLDER or {VARIABLE}")
-    folder = Path(options.data)
+
+def _folder(named: str) -> Path:
+    if not named:
+        raise argparse.ArgumentTypeError(
+            f"name a folder with CIFAR-10 in parquet files by --data FOLDER or {VARIABLE}"
+        )
+    folder = Path(named)
     if not folder.is_dir():
-        raise SystemExit(f"there is no folder of CIFAR-10 at {options.data!r}")
+        raise argparse.ArgumentTypeError(f"there is no folder of CIFAR-10 at {named!r}")
     return folder
 
 

@@ -9,7 +9,6 @@ counted at the codec. Runs are kept, so that a benchmark that was cut off goes o
 side with a copy of the same vector, on one thread.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Benchmark, interleaved, run
+from benchmarks.harness import PLOT, Benchmark, interleaved, option, run
 from benchmarks.kept_runs import keep, kept_at
 from benchmarks.quickstart_runs import APP, CONFIG, Run, quickstart_run, run_all
 from flower_edge.gossip import (
@@ -37,6 +36,9 @@ from flower_edge.gossip import (
 )
 from flower_edge.gossip.codec import ArraySpec
 
+PROTOCOL = 1
+"""Part of what names a kept run: raise it when what a run does changes."""
+
 SEEDS = (0, 1, 2)
 LAST_EVALUATIONS = 5
 COMPRESSIONS = ("none", "int8", "int4", "sign", "top-k")
@@ -44,9 +46,6 @@ TIMED: tuple[Compressor, ...] = (Float32(), BFloat16(), Int8(), Int4(), SignNorm
 CHANNEL = 500
 SIZES = (270_000, 11_000_000)
 """Numbers of ResNet-20 and of ResNet-18."""
-
-PLOT: str | None = None
-MOST_SEEDS = len(SEEDS)
 
 
 def plans(folder: Path) -> dict[str, tuple[str, GossipPlan]]:
@@ -70,7 +69,7 @@ def final(outcome: Run) -> float:
 def kept_run(overrides: dict[str, Any]) -> Run:
     """Return a run's outcome, from the disk if it was run before: all of them take a quarter of an hour."""
     plan = GossipPlan.from_json(Path(overrides["plan"]))
-    path = kept_at("compressed_gossip", [plan.digest(), {**overrides, "plan": ""}])
+    path = kept_at("compressed_gossip", [PROTOCOL, plan.digest(), {**CONFIG, **overrides, "plan": ""}])
     if not path.exists():
         keep(path, asdict(quickstart_run(overrides)))
     kept = json.loads(path.read_text("utf-8"))
@@ -80,7 +79,7 @@ def kept_run(overrides: dict[str, Any]) -> Run:
 
 def train(bench: Benchmark) -> list[dict[str, Any]]:
     """Fill the table of accuracies; return what `plot` draws."""
-    seeds, rounds = ((0,), 6) if bench.quick else (SEEDS[:MOST_SEEDS], CONFIG["num-server-rounds"])
+    seeds, rounds = ((0,), 6) if bench.quick else (SEEDS[: bench.options.seeds], CONFIG["num-server-rounds"])
     with tempfile.TemporaryDirectory() as folder:
         found = plans(Path(folder))
         cases = [(name, compression) for name in found for compression in COMPRESSIONS]
@@ -190,17 +189,13 @@ def main(bench: Benchmark) -> None:
     """Measure the codecs, train, and draw."""
     measure_codecs(bench)
     curves = train(bench)
-    if PLOT:
-        plot(curves, PLOT)
+    if bench.options.plot:
+        plot(curves, bench.options.plot)
     if bench.quick:
         lost = [abs(row["points_lost"]) for row in bench.rows if row["points_lost"] != ""]
         bench.at_most("points that compression changes after a short run", max(lost), 3.0)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--plot")
-    parser.add_argument("--seeds", type=int, choices=range(1, len(SEEDS) + 1), default=len(SEEDS))
-    options, sys.argv[1:] = parser.parse_known_args()
-    PLOT, MOST_SEEDS = options.plot, options.seeds
-    run("compressed_gossip", __doc__, main)
+    some = {"choices": range(1, len(SEEDS) + 1), "default": len(SEEDS), "help": "seeds of each case"}
+    run("compressed_gossip", __doc__, main, PLOT, option("--seeds", type=int, **some))

@@ -7,10 +7,8 @@ the same checkpoint and may train any tensor. Elastic training and the published
 measured of the first seed's choices beside the full step, in this thread's processor time.
 """
 
-import argparse
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +18,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks import kept_runs
-from benchmarks.cifar import cache_folder, cifar10, data_folder
+from benchmarks.cifar import cache_folder, cifar10, data_option
 from benchmarks.elastic_methods import TRACKED, Method, choosing, share_of, train_only
 from benchmarks.fine_tuning import Budget, FineTuning
-from benchmarks.harness import Benchmark, run
+from benchmarks.harness import PLOT, Benchmark, run
 from benchmarks.kept_runs import checkpoint_digest, keep, runners, say
 from benchmarks.networks import blocks
 from benchmarks.pretrain import pretrained
@@ -283,9 +281,9 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
 def main(bench: Benchmark) -> None:
     """Fill the table and say whether elastic training keeps its promise."""
-    outcomes = fill(bench, FOLDER)
-    if PLOT:
-        plot(bench.rows, PLOT)
+    outcomes = fill(bench, bench.options.data)
+    if bench.options.plot:
+        plot(bench.rows, bench.options.plot)
     if bench.quick:
         chance = 10.0
         reached = outcomes["resnet20"][Method("ours", 0.5)].mean
@@ -296,8 +294,4 @@ def main(bench: Benchmark) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--plot")
-    options, sys.argv[1:] = parser.parse_known_args()
-    PLOT, FOLDER = options.plot, data_folder()
-    run("elastic_accuracy", __doc__, main)
+    run("elastic_accuracy", __doc__, main, data_option(), PLOT)

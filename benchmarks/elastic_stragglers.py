@@ -6,11 +6,9 @@ ResNet-20 pre-trained on five of them, with Dirichlet(0.5) label skew. Time is s
 (`benchmarks.stragglers`): *measured* processor time, times *modelled* slowdowns.
 """
 
-import argparse
 import copy
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,8 +21,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks import kept_runs
-from benchmarks.cifar import CLASSES, Images, cache_folder, cifar10, data_folder, dirichlet_split, normalised
-from benchmarks.harness import Benchmark, run
+from benchmarks.cifar import CLASSES, Images, cache_folder, cifar10, data_option, dirichlet_split, normalised
+from benchmarks.harness import PLOT, Benchmark, run
 from benchmarks.kept_runs import checkpoint_digest, keep, runners, say
 from benchmarks.pretrain import pretrained
 from benchmarks.stragglers import NODES, Board, Race, Way
@@ -33,7 +31,7 @@ from flower_edge.strategies.fleet import Fleet
 from flower_edge.strategies.importance import mean_importance
 from flower_edge.training import Profile, kept_profile
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Part of what names a kept run: raise it when what a run does changes."""
 
 NETWORK = "resnet20"
@@ -67,7 +65,9 @@ class Outcome:
     Attributes
     ----------
     curve : list of (float, float)
-        Simulated seconds, and the share of test images that the nodes get right, each asked its own ones.
+        Simulated time, and the share of test images that the nodes get right, each asked its own ones. The
+        unit is a round of the fastest board that trains everything, as predicted, so that runs of machines
+        that are not equally fast can be compared.
     accuracy : list of list of float
         At the end, by node and label.
     rounds : int
@@ -92,7 +92,7 @@ class Outcome:
     steps: list[int]
     exchanged: float
 
-    def seconds_to(self, accuracy: float) -> float:
+    def time_to(self, accuracy: float) -> float:
         """Return when an accuracy is first reached, between two looks in proportion; inf if never."""
         before = (0.0, 0.0)
         for after in self.curve:
@@ -157,16 +157,16 @@ class Gossip:
 
     def run(self) -> Outcome:
         """Train until the time is over."""
-        end = self.race.rounds * self.race.slowest * self.race.round_seconds(self.profile)
-        deadline = self.race.deadline * self.race.round_seconds(self.profile)
+        unit = self.race.round_seconds(self.profile)
+        end = self.race.rounds * self.race.slowest
         between = end / self.race.looks
         now, next_look = 0.0, between
         curve: list[tuple[float, float]] = []
         while now < end:
             of_all = mean_importance([board.importance for board in self.boards]) if self.way.of_all else {}
-            took = max(board.round(self._rounds, of_all) for board in self.boards)
+            took = max(board.round(self._rounds, of_all) for board in self.boards) / unit
             # Nobody knows of a node that it is late before the deadline has passed.
-            now += deadline if self.way.late == "dropped" else took
+            now += self.race.deadline if self.way.late == "dropped" else took
             self._mix()
             self._rounds += 1
             if now >= min(next_look, end):
@@ -303,7 +303,7 @@ def times_faster(outcomes: Sequence[Outcome], waited_for: Sequence[Outcome]) -> 
     ratios = []
     for ours, theirs in zip(outcomes, waited_for, strict=True):
         target = theirs.curve[-1][1]
-        ratios.append(theirs.seconds_to(target) / ours.seconds_to(target))
+        ratios.append(theirs.time_to(target) / ours.time_to(target))
     return statistics.median(ratios)
 
 
@@ -341,10 +341,10 @@ def plot(outcomes: Mapping[Way, Sequence[Outcome]], path: str) -> None:
     axes = figure.subplots()
     for way, of_way in outcomes.items():
         curves = [np.array([(0.0, 0.0), *outcome.curve]) for outcome in of_way]
-        seconds = np.linspace(0.0, min(curve[-1, 0] for curve in curves), max(map(len, curves)))
-        accuracy = [np.interp(seconds, curve[:, 0], 100 * curve[:, 1]) for curve in curves]
-        axes.plot(seconds, np.mean(accuracy, axis=0), marker=".", label=str(way))
-    axes.set_xlabel("seconds (measured processor time × modelled slowdown)")
+        times = np.linspace(0.0, min(curve[-1, 0] for curve in curves), max(map(len, curves)))
+        accuracy = [np.interp(times, curve[:, 0], 100 * curve[:, 1]) for curve in curves]
+        axes.plot(times, np.mean(accuracy, axis=0), marker=".", label=str(way))
+    axes.set_xlabel("rounds of the fastest board (measured processor time × modelled slowdown)")
     axes.set_ylabel("test accuracy, mean over nodes (%)")
     axes.legend()
     figure.savefig(path)
@@ -352,9 +352,9 @@ def plot(outcomes: Mapping[Way, Sequence[Outcome]], path: str) -> None:
 
 def main(bench: Benchmark) -> None:
     """Fill the table and say whether elastic boards keep the deadline and gain time."""
-    outcomes = fill(bench, FOLDER)
-    if PLOT:
-        plot(outcomes, PLOT)
+    outcomes = fill(bench, bench.options.data)
+    if bench.options.plot:
+        plot(outcomes, bench.options.plot)
     elastic = [way for way in outcomes if way.late == "elastic"]
     for way in elastic:
         longest = max(outcome.longest for outcome in outcomes[way])
@@ -367,8 +367,4 @@ def main(bench: Benchmark) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--plot")
-    options, sys.argv[1:] = parser.parse_known_args()
-    PLOT, FOLDER = options.plot, data_folder()
-    run("elastic_stragglers", __doc__, main)
+    run("elastic_stragglers", __doc__, main, data_option(), PLOT)

@@ -13,9 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +22,7 @@ import numpy.typing as npt
 from benchmarks.harness import Benchmark, cores, run
 from benchmarks.quickstart_runs import APP
 from benchmarks.rounds_needed import Accuracies, Need, Study, rounds_needed
-from benchmarks.topologies import real_graphs, topologies_folder
+from benchmarks.topologies import real_graphs, topologies_option
 from flower_edge.gossip import (
     WAVELAN_2MBIT,
     Candidate,
@@ -119,9 +117,9 @@ class Finding(NamedTuple):
 Found = dict[Case, Finding]
 
 
-def main(bench: Benchmark, folder: Path | None = None) -> None:
+def main(bench: Benchmark) -> None:
     """Train every case, then hold the findings against what is claimed."""
-    real = {} if bench.quick else real_graphs(folder, "freifunk")
+    real = {} if bench.quick else real_graphs(bench.options.topologies, "freifunk")
     sources = {name: name for name in (*GENERATED, QUICK_GRAPH)} | real
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
@@ -318,4 +316,4 @@ def beyond_spread(finding: Finding, other: Finding) -> float:
 
 
 if __name__ == "__main__":
-    run("gossip_energy", __doc__, partial(main, folder=topologies_folder()))
+    run("gossip_energy", __doc__, main, topologies_option())

@@ -10,7 +10,6 @@ channels-last. All times are measured, interleaved in one process. On a GPU, whe
 ours, layers and steps are also compiled, and products may be in TF32 for all.
 """
 
-import argparse
 import copy
 import sys
 import timeit
@@ -32,7 +31,7 @@ from benchmarks.filter_layers import (
     Problem,
     both_published,
 )
-from benchmarks.harness import Benchmark, Timing, interleaved, run
+from benchmarks.harness import DEVICE, PLOT, Benchmark, Timing, interleaved, run
 from benchmarks.networks import mobilenet_v2, resnet18
 from flower_edge.training import (
     EdgeConv2d,
@@ -64,10 +63,12 @@ FROZEN, FROZEN_LEAN = "torch, exact, frozen norms", f"{LEAN}, frozen norms"
 STEP_BATCH, STEP_SIDE = 8, 224
 
 
-def main(bench: Benchmark, device: str = "cpu", plot: str | None = None) -> None:
+def main(bench: Benchmark) -> None:
     """Time layers and steps with one and two threads, then hold the ratios against what is claimed."""
+    device = bench.options.device
     threads = (2,) if bench.quick or device != "cpu" else (1, 2)
     if device != "cpu":
+        bench.name += f"_{device}"
         torch.set_float32_matmul_precision("high")
     layers = (PAPER[5], POINTWISE) if bench.quick else (*PAPER, *MOBILENET)
     torch._dynamo.config.recompile_limit = 1000
@@ -80,8 +81,8 @@ def main(bench: Benchmark, device: str = "cpu", plot: str | None = None) -> None
         for name, build in networks.items():
             step_rows(bench, name, build, device, count)
     show("")
-    if plot:
-        draw(bench, plot)
+    if bench.options.plot:
+        draw(bench, bench.options.plot)
 
 
 def layer_rows(bench: Benchmark, layer: Layer, device: str, threads: int) -> Ratios:
@@ -318,21 +319,5 @@ def show(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def command_line() -> tuple[str, str | None]:
-    """Take this benchmark's own options off the command line."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--plot")
-    options, rest = parser.parse_known_args()
-    sys.argv[1:] = rest
-    if options.device != "cpu" and not torch.cuda.is_available():
-        raise SystemExit(
-            f"--device {options.device}: this machine has no GPU that torch {torch.__version__} can use"
-        )
-    return options.device, options.plot
-
-
 if __name__ == "__main__":
-    chosen_device, plot_path = command_line()
-    name = "gradient_filter" if chosen_device == "cpu" else f"gradient_filter_{chosen_device}"
-    run(name, __doc__, lambda bench: main(bench, chosen_device, plot_path))
+    run("gradient_filter", __doc__, main, PLOT, DEVICE)

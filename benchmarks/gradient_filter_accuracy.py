@@ -7,10 +7,8 @@ run is kept when it is done: the most important come first, no new one is begun 
 has what is complete by then. A GPU learns what the CPU learns; times are always the CPU's.
 """
 
-import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,11 +23,11 @@ import torch
 from torch import nn
 
 from benchmarks import kept_runs
-from benchmarks.cifar import cifar10, data_folder
+from benchmarks.cifar import cifar10, data_option
 from benchmarks.filter_cost import Cost, backward_cost
 from benchmarks.fine_tuning import Budget, FineTuning
-from benchmarks.harness import Benchmark, run
-from benchmarks.kept_runs import checkpoint_digest, keep, runners, say
+from benchmarks.harness import DEVICE, PLOT, Benchmark, run
+from benchmarks.kept_runs import HOURS, checkpoint_digest, keep, runners, say
 from benchmarks.networks import blocks
 from benchmarks.pretrain import pretrained
 from flower_edge.gossip import GossipPlan, full_graph_plan, torus
@@ -271,16 +269,19 @@ def fill(bench: Benchmark, folder: Path, hours: float, device: str) -> list[dict
     return bench.rows
 
 
+def _is_claimed(row: dict[str, Any]) -> bool:
+    network, nodes, layers = CLAIMED
+    return (row["network"], row["nodes"], row["layers"]) == (network, nodes, f"last {layers}")
+
+
 def plot(rows: list[dict[str, Any]], path: str) -> None:
     """Draw accuracy over cost for the claimed network and layers, alone: one curve for each patch size."""
     from matplotlib.figure import Figure
 
-    network, nodes, layers = CLAIMED
-    shown = [
-        row
-        for row in rows
-        if (row["network"], row["nodes"], row["layers"]) == (network, nodes, f"last {layers}")
-    ]
+    network, _, layers = CLAIMED
+    shown = [row for row in rows if _is_claimed(row)]
+    if not any(row["method"] == str(DEFAULT) for row in shown):
+        raise SystemExit("there is nothing to draw: the default is not complete")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name, marker in (("Walsh, r = 2", "o"), ("Walsh, r = 4", "s"), ("Fourier, r = 8", "^")):
@@ -312,23 +313,20 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
 def main(bench: Benchmark) -> None:
     """Fill the table and say whether the default keeps its promise."""
-    rows = fill(bench, FOLDER, HOURS, DEVICE)
-    if PLOT:
-        plot(rows, PLOT)
+    options = bench.options
+    rows = fill(bench, options.data, options.hours, options.device)
+    if options.plot:
+        plot(rows, options.plot)
     if bench.quick:
         chance = 10.0
         bench.at_least("accuracy of the default after a short run, %", rows[-1]["accuracy"], 4 * chance)
         return
-    network, nodes, layers = CLAIMED
-    exact, frozen, default = (
-        next(
-            row
-            for row in rows
-            if (row["network"], row["nodes"], row["layers"], row["method"])
-            == (network, nodes, f"last {layers}", str(method))
-        )
-        for method in (EXACT, FROZEN, DEFAULT)
-    )
+    of_claim = {row["method"]: row for row in rows if _is_claimed(row)}
+    methods = [str(method) for method in (EXACT, FROZEN, DEFAULT)]
+    if not set(methods) <= of_claim.keys():
+        return
+    exact, frozen, default = (of_claim[method] for method in methods)
+    network, _, layers = CLAIMED
     text = f"{network}, last {layers} layers, {DEFAULT}"
     bench.at_most(f"points lost against exact gradients, mean of {SEEDS} seeds: {text}", default["lost"], 0.5)
     gained = exact["accuracy"] - frozen["accuracy"]
@@ -345,10 +343,4 @@ def main(bench: Benchmark) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--plot")
-    parser.add_argument("--hours", type=float, default=1e4)
-    parser.add_argument("--device", default="cpu")
-    options, sys.argv[1:] = parser.parse_known_args()
-    PLOT, HOURS, DEVICE, FOLDER = options.plot, options.hours, options.device, data_folder()
-    run("gradient_filter_accuracy", __doc__, main)
+    run("gradient_filter_accuracy", __doc__, main, data_option(), PLOT, HOURS, DEVICE)

@@ -12,7 +12,8 @@ A benchmark is a module with this outline::
         run("name", __doc__, main)
 
 ``run`` prints the table and the claims, writes ``benchmarks/results/NAME.json`` and exits with 1 if a claim
-does not hold. With ``--quick`` it writes no file: a hurried measurement never replaces a committed one.
+does not hold, or nothing was found. With ``--quick``, or if nothing was found, it writes no file: a hurried
+measurement never replaces a committed one.
 """
 
 import argparse
@@ -146,6 +147,8 @@ class Benchmark:
     ----------
     quick : bool
         Whether to measure less, in under a minute on two cores.
+    options : Namespace
+        What the command line says to the options that `run` was given.
     """
 
     name: str
@@ -153,6 +156,7 @@ class Benchmark:
     machine: dict[str, Any] = field(default_factory=machine)
     rows: list[dict[str, Any]] = field(default_factory=list)
     claims: list[dict[str, Any]] = field(default_factory=list)
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
 
     def row(self, **columns: object) -> None:
         """Add a row to the table; every row has the same columns."""
@@ -199,8 +203,29 @@ class Benchmark:
         return path
 
 
-def run(name: str, doc: str | None, main: Callable[[Benchmark], None]) -> NoReturn:
-    """Run a benchmark from the command line, then exit: with 0 if every claim holds, else 1.
+def option(name: str, **how: Any) -> argparse.ArgumentParser:
+    """Return one option for `run`; `how` is what `ArgumentParser.add_argument` takes."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(name, **how)
+    return parser
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "cpu" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"this machine has no GPU that torch {torch.__version__} can use")
+    return name
+
+
+PLOT = option("--plot", metavar="FILE", help="draw what was found, too")
+DEVICE = option("--device", type=_device, default="cpu", help="cpu (the default), or cuda")
+
+
+def run(
+    name: str, doc: str | None, main: Callable[[Benchmark], None], *options: argparse.ArgumentParser
+) -> NoReturn:
+    """Run a benchmark from the command line, then exit: with 1 if a claim does not hold or nothing is found.
 
     Parameters
     ----------
@@ -210,16 +235,26 @@ def run(name: str, doc: str | None, main: Callable[[Benchmark], None]) -> NoRetu
         The module's docstring, whose first line is the help text.
     main : callable
         Fills the benchmark that it is given with rows and claims.
+    *options : ArgumentParser
+        What it takes besides ``--quick``: see `option`.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}", description=(doc or "").split("\n")[0]
+        prog=f"python -m benchmarks.{name}",
+        description=(doc or "").split("\n")[0],
+        parents=options,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--quick", action="store_true", help="measure less, in under a minute; write no result file"
     )
-    bench = Benchmark(name, parser.parse_args().quick)
+    named = parser.parse_args()
+    bench = Benchmark(name, named.quick, options=named)
     main(bench)
+    if not bench.rows:
+        sys.exit("nothing was found, and nothing is written")
     print(bench.report())
+    if not bench.claims:
+        print("nothing was claimed")
     if not bench.quick:
         print(f"written to {bench.write()}")
     sys.exit(0 if bench.holds else 1)

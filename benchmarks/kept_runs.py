@@ -20,9 +20,16 @@ from typing import Any
 import torch
 
 from benchmarks.cifar import cache_folder
-from benchmarks.harness import cores
+from benchmarks.harness import cores, option
 from benchmarks.pretrain import CHECKPOINTS
 
+HOURS = option(
+    "--hours",
+    metavar="H",
+    type=float,
+    default=1e4,
+    help="after which no run begins (default: never)",
+)
 GATHERED = Path(__file__).parent / "results" / "runs"
 _DIGITS = 16
 """Of a run's name; other files in the folder, such as profiles, belong to one machine."""

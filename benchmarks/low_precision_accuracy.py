@@ -6,10 +6,8 @@ are hundreds of runs, each kept when it is done: the most important come first, 
 `--hours`, and the table has what is complete by then.
 """
 
-import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import kept_runs
-from benchmarks.cifar import cifar10, data_folder
+from benchmarks.cifar import cifar10, data_option
 from benchmarks.fine_tuning import Budget
-from benchmarks.harness import Benchmark, run
-from benchmarks.kept_runs import keep, runners, say
+from benchmarks.harness import PLOT, Benchmark, run
+from benchmarks.kept_runs import HOURS, keep, runners, say
 from benchmarks.low_precision_runs import ARITHMETICS, EXCHANGES, Outcome, Run, train
 
 PROTOCOL = 1
@@ -223,9 +221,10 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
 def main(bench: Benchmark) -> None:
     """Fill the table, draw it, and say what low precision loses."""
-    complete = fill(bench, FOLDER, HOURS)
-    if PLOT:
-        plot(bench.rows, PLOT)
+    options = bench.options
+    complete = fill(bench, options.data, options.hours)
+    if options.plot:
+        plot(bench.rows, options.plot)
     if not bench.quick:
         claim_losses(bench, complete)
         return
@@ -234,9 +233,4 @@ def main(bench: Benchmark) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--plot")
-    parser.add_argument("--hours", type=float, default=1e4)
-    options, sys.argv[1:] = parser.parse_known_args()
-    PLOT, HOURS, FOLDER = options.plot, options.hours, data_folder()
-    run("low_precision_accuracy", __doc__, main)
+    run("low_precision_accuracy", __doc__, main, data_option(), PLOT, HOURS)

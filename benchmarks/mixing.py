@@ -10,8 +10,6 @@ needs, is timed beside the weights of least ρ where it is installed.
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import networkx as nx
@@ -19,7 +17,7 @@ import numpy as np
 
 from benchmarks.gossip_energy import UNICAST, costs
 from benchmarks.harness import Benchmark, interleaved, run
-from benchmarks.topologies import real_graphs, topologies_folder
+from benchmarks.topologies import real_graphs, topologies_option
 from flower_edge.gossip import (
     Candidate,
     Convergence,
@@ -51,9 +49,9 @@ RIVAL, RIVALS_GRAPH = "mixingmatrix", "regular:200:4"
 Made = TypeVar("Made")
 
 
-def main(bench: Benchmark, folder: Path | None = None) -> None:
+def main(bench: Benchmark) -> None:
     """Make every plan once, then time the weights of least ρ beside other solvers."""
-    real = {} if bench.quick else real_graphs(folder)
+    real = {} if bench.quick else real_graphs(bench.options.topologies)
     names = (MESH, SMALL) if bench.quick else (*GENERATED, *real)
     energy = costs()[UNICAST]
     for name in names:
@@ -170,4 +168,4 @@ def timed(make: Callable[[], Made]) -> tuple[Made, float]:
 
 
 if __name__ == "__main__":
-    run("mixing", __doc__, partial(main, folder=topologies_folder()))
+    run("mixing", __doc__, main, topologies_option())

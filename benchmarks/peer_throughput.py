@@ -11,7 +11,6 @@ same processes; no training, and no state on disk.
 
 import asyncio
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import grpc
 import numpy as np
 
 from benchmarks import harness
+from benchmarks.peers.together import together
 from examples.simulation import free_ports
 from flower_edge.gossip import full_graph_plan, load_graph
 from flower_edge.peer import Identity, Member, PeerSession, PeerSettings, rows_of
@@ -43,11 +43,7 @@ def main(bench: harness.Benchmark) -> None:
             Identity.temporary().save(Path(folder, f"{node}.key"), Path(folder, f"{node}.crt"))
         config = {"folder": folder, "ports": free_ports(2 * NODES), "rounds": rounds, "repeats": repeats}
         command = [sys.executable, "-m", "benchmarks.peer_throughput", "--node"]
-        nodes = [
-            subprocess.Popen([*command, json.dumps({**config, "node": n})], stdout=subprocess.PIPE, text=True)
-            for n in range(NODES)
-        ]
-        said = [json.loads(node.communicate(timeout=600)[0]) for node in nodes]
+        said = together([[*command, json.dumps({**config, "node": n})] for n in range(NODES)])
     megabytes = 2 * 2 * 4 * ELEMENTS * (rounds - 1) / 1e6
     shares = []
     for repeat in range(repeats):
@@ -80,7 +76,7 @@ def run_node(config: dict[str, Any]) -> None:
         ports = config["ports"]
         seconds["bare"].append(asyncio.run(bare(node, identities, ports[:NODES], config["rounds"])))
         seconds["session"].append(session(node, identities, ports[NODES:], config["rounds"], repeat))
-    print(json.dumps(seconds))
+    print("found", json.dumps(seconds))
 
 
 def session(

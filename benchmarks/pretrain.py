@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.cifar import CLASSES, Images, cifar10, data_folder
+from benchmarks.cifar import CLASSES, Images, cifar10, data_option
 from benchmarks.harness import machine
 from benchmarks.networks import mobilenet_v2, resnet20
 
@@ -173,8 +173,9 @@ def save(model: nn.Module, path: Path, about: dict[str, object]) -> None:
 
 def main() -> None:
     """Train one network and write its checkpoint."""
-    folder = data_folder()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pretrain", description=__doc__, parents=[data_option()]
+    )
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -182,7 +183,7 @@ def main() -> None:
     recipe = RECIPES[options.network]
     torch.manual_seed(recipe.seed)
     model = channels_last(NETWORKS[options.network]())
-    images, test = (part.of_classes(SEEN) for part in cifar10(folder))
+    images, test = (part.of_classes(SEEN) for part in cifar10(options.data))
     start = time.perf_counter()
     reached = train(model, images, test, recipe)
     about = {

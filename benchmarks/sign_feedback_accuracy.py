@@ -9,10 +9,8 @@ table has what is complete by then. Without the compiled kernels a run takes ten
 what the CPU learns.
 """
 
-import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,10 +22,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks import kept_runs
-from benchmarks.cifar import CLASSES, cifar10, data_folder
+from benchmarks.cifar import CLASSES, cifar10, data_option
 from benchmarks.fine_tuning import Budget, FineTuning
-from benchmarks.harness import Benchmark, run
-from benchmarks.kept_runs import checkpoint_digest, keep, runners, say
+from benchmarks.harness import DEVICE, PLOT, Benchmark, run
+from benchmarks.kept_runs import HOURS, checkpoint_digest, keep, runners, say
 from benchmarks.networks import blocks, resnet20
 from benchmarks.pretrain import channels_last, pretrained
 from benchmarks.published_pruning import PublishedFeedback
@@ -279,6 +277,8 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
+    if not tasks:
+        raise SystemExit("there is nothing to draw: no method is complete")
     figure = Figure(figsize=(5.5 * len(tasks), 4), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         for row in (row for row in rows if row["task"] == task and row["method"] != str(EXACT)):
@@ -301,9 +301,10 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
 def main(bench: Benchmark) -> None:
     """Fill the table and say whether the default keeps its promise."""
-    complete = fill(bench, FOLDER, HOURS, DEVICE)
-    if PLOT:
-        plot(bench.rows, PLOT)
+    options = bench.options
+    complete = fill(bench, options.data, options.hours, options.device)
+    if options.plot:
+        plot(bench.rows, options.plot)
     if bench.quick:
         chance = 10.0
         reached = complete["fine-tuning", BOTH].accuracy[0]
@@ -323,10 +324,4 @@ def claim(bench: Benchmark, complete: dict[tuple[Task, Method], Found]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--plot")
-    parser.add_argument("--hours", type=float, default=1e4)
-    parser.add_argument("--device", default="cpu")
-    options, sys.argv[1:] = parser.parse_known_args()
-    PLOT, HOURS, DEVICE, FOLDER = options.plot, options.hours, options.device, data_folder()
-    run("sign_feedback_accuracy", __doc__, main)
+    run("sign_feedback_accuracy", __doc__, main, data_option(), PLOT, HOURS, DEVICE)

@@ -10,26 +10,26 @@ import os
 import sys
 from pathlib import Path
 
+from benchmarks.harness import option
+
 VARIABLE = "FLOWER_EDGE_TOPOLOGIES"
 
 
-def topologies_folder() -> Path | None:
-    """Return the folder of real networks, if one was named; take its option off the command line.
+def topologies_option() -> argparse.ArgumentParser:
+    """Return the option that names the folder of real networks, which has to be there; none is `None`."""
+    return option(
+        "--topologies",
+        metavar="FOLDER",
+        type=_folder,
+        default=os.environ.get(VARIABLE, ""),
+        help=f"of real networks (default: {VARIABLE})",
+    )
 
-    Raises
-    ------
-    SystemExit
-        If there is no such folder.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--topologies", default=os.environ.get(VARIABLE))
-    options, sys.argv[1:] = parser.parse_known_args()
-    if not options.topologies:
-        return None
-    folder = Path(options.topologies)
-    if not folder.is_dir():
-        raise SystemExit(f"there is no folder of topologies at {options.topologies!r}")
-    return folder
+
+def _folder(named: str) -> Path | None:
+    if named and not Path(named).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder of topologies at {named!r}")
+    return Path(named) if named else None
 
 
 def real_graphs(folder: Path | None, prefix: str = "") -> dict[str, str]:

@@ -22,13 +22,13 @@ them on along the ring; ours mixes by D-PSGD with two neighbours, and keeps a st
 cores.
 """
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser, ArgumentTypeError
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,21 +36,21 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.peers.task import FILES, LINKS, NODES, PARAMETERS
+from benchmarks.peers.together import together
 from examples.simulation import free_ports
 from flower_edge.peer import Identity
 
 DATA, VENV = "FLOWER_EDGE_FASHION_MNIST", "FLOWER_EDGE_P2PFL"
-ROOT = Path(__file__).parents[2]
 LEAST_BYTES = 2 * LINKS * 4 * PARAMETERS
-TIMEOUT = 600.0
 
 BARE, EIGHT, OURS = "bare loop, one process", "bare loop, eight processes", "flower_edge"
 
 Found = dict[str, float]
 
 
-def main(bench: harness.Benchmark, data: Path, python: Path) -> None:
+def main(bench: harness.Benchmark) -> None:
     """Run the bare loop and our session in turn, then p2pfl once."""
+    data, python = bench.options.data, bench.options.venv
     rounds, repeats, their_rounds = (8, 1, 3) if bench.quick else (16, 3, 6)
     found: dict[tuple[str, str], list[Found]] = defaultdict(list)
     for _ in range(repeats):
@@ -91,34 +91,49 @@ def times(runs: Sequence[Found], units: Sequence[Found]) -> float:
     )
 
 
-def options() -> tuple[Path, Path]:
-    """Return the folder of the images and p2pfl's Python; take their options off the command line.
+def options() -> list[ArgumentParser]:
+    """Return the options that name the images and p2pfl's environment, which have to be there."""
+    return [
+        harness.option(
+            "--data",
+            metavar="FOLDER",
+            type=_images,
+            default=os.environ.get(DATA, ""),
+            help=f"with Fashion-MNIST in IDX files (default: {DATA})",
+        ),
+        harness.option(
+            "--venv",
+            metavar="FOLDER",
+            type=_python,
+            default=os.environ.get(VENV, ""),
+            help=f"a virtual environment with p2pfl (default: {VENV})",
+        ),
+    ]
 
-    Raises
-    ------
-    SystemExit
-        If one was not named, or is not there.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--data", default=os.environ.get(DATA))
-    parser.add_argument("--venv", default=os.environ.get(VENV))
-    named, sys.argv[1:] = parser.parse_known_args()
-    if not named.data:
-        raise SystemExit(f"name a folder with Fashion-MNIST in IDX files by --data FOLDER or {DATA}")
-    if missing := [name for name in FILES.values() if not Path(named.data, name).is_file()]:
-        raise SystemExit(f"there is no {missing[0]} in {named.data!r}")
-    if not named.venv:
-        raise SystemExit(f"name a virtual environment with p2pfl by --venv FOLDER or {VENV}; see this module")
-    python = Path(named.venv, "bin", "python")
+
+def _images(named: str) -> Path:
+    if not named:
+        raise ArgumentTypeError(f"name a folder with Fashion-MNIST in IDX files by --data FOLDER or {DATA}")
+    if missing := [name for name in FILES.values() if not Path(named, name).is_file()]:
+        raise ArgumentTypeError(f"there is no {missing[0]} in {named!r}")
+    return Path(named)
+
+
+def _python(named: str) -> Path:
+    if not named:
+        raise ArgumentTypeError(
+            f"name a virtual environment with p2pfl by --venv FOLDER or {VENV}; see this module"
+        )
+    python = Path(named, "bin", "python")
     question = [str(python), "-c", "import importlib.metadata; importlib.metadata.version('p2pfl')"]
     if not python.is_file() or subprocess.run(question, capture_output=True, check=False).returncode:
-        raise SystemExit(f"there is no virtual environment with p2pfl at {named.venv!r}")
-    return Path(named.data), python
+        raise ArgumentTypeError(f"there is no virtual environment with p2pfl at {named!r}")
+    return python
 
 
 def bare(config: dict[str, Any], processes: Sequence[list[int]]) -> Found:
     """Return what a round of training takes, in as many processes as there are lists of nodes."""
-    return together("bare", [{**config, "nodes": nodes} for nodes in processes])
+    return summed("bare", [{**config, "nodes": nodes} for nodes in processes])
 
 
 def ours(config: dict[str, Any]) -> Found:
@@ -127,17 +142,17 @@ def ours(config: dict[str, Any]) -> Found:
         for node in range(NODES):
             Identity.temporary().save(Path(folder, f"{node}.key"), Path(folder, f"{node}.crt"))
         common = {**config, "folder": folder, "ports": free_ports(NODES)}
-        return together("session", [{**common, "node": node} for node in range(NODES)])
+        return summed("session", [{**common, "node": node} for node in range(NODES)])
 
 
 def theirs(config: dict[str, Any], python: Path) -> Found:
     """Return what a round takes eight nodes of p2pfl."""
     with tempfile.TemporaryDirectory() as folder:
         common = {**config, "folder": folder, "ports": free_ports(NODES)}
-        return together("p2pfl_start", [{**common, "node": node} for node in range(NODES)], python)
+        return summed("p2pfl_start", [{**common, "node": node} for node in range(NODES)], python)
 
 
-def together(module: str, configs: Sequence[dict[str, Any]], python: Path | None = None) -> Found:
+def summed(module: str, configs: Sequence[dict[str, Any]], python: Path | None = None) -> Found:
     """Run a process for each config at once; return the sums of what they say (of seconds the most).
 
     Raises
@@ -146,42 +161,10 @@ def together(module: str, configs: Sequence[dict[str, Any]], python: Path | None
         If one of them fails: with the end of what it wrote.
     """
     command = [str(python or sys.executable), "-m", f"benchmarks.peers.{module}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    processes: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryDirectory() as folder:  # p2pfl writes its logs where it is
-        outputs = [Path(folder, f"{index}.out") for index in range(len(configs))]
-        try:
-            for config, output in zip(configs, outputs, strict=True):
-                with output.open("w") as file:
-                    processes.append(
-                        subprocess.Popen(
-                            [*command, json.dumps(config)],
-                            cwd=folder,
-                            env=environment,
-                            stdout=file,
-                            stderr=subprocess.STDOUT,
-                            text=True,
-                        )
-                    )
-            said = [_said(process, output) for process, output in zip(processes, outputs, strict=True)]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+    said = together([[*command, json.dumps(config)] for config in configs], {"OMP_NUM_THREADS": "1"})
     most = max(one["seconds"] for one in said)
     return {key: sum(one[key] for one in said) for key in said[0]} | {"seconds": most}
 
 
-def _said(process: "subprocess.Popen[str]", output: Path) -> Found:
-    code = process.wait(TIMEOUT)
-    lines = output.read_text(errors="replace").splitlines()
-    for line in lines:
-        if line.startswith("found "):
-            found: Found = json.loads(line.removeprefix("found "))
-            return found
-    raise SystemExit("\n".join([f"{process.args} ended with {code}:", *lines[-20:]]))
-
-
 if __name__ == "__main__":
-    data, python = options()
-    harness.run("peers.p2pfl", __doc__, lambda bench: main(bench, data, python))
+    harness.run("peers.p2pfl", __doc__, main, *options())

@@ -21,7 +21,7 @@ from benchmarks.cifar import (
     augmented,
     cache_folder,
     cifar10,
-    data_folder,
+    data_option,
     dirichlet_split,
     normalised,
 )
@@ -83,21 +83,20 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
         cifar10(tmp_path)
 
 
-def test_the_folder_is_named_by_option_or_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_named_by_option_or_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr("sys.argv", ["name", "--quick"])
-    with pytest.raises(SystemExit, match="--data"):
-        data_folder()
+    with pytest.raises(SystemExit):
+        data_option().parse_args([])
+    assert f"by --data FOLDER or {VARIABLE}" in capsys.readouterr().err
     monkeypatch.setenv(VARIABLE, str(tmp_path / "missing"))
-    with pytest.raises(SystemExit, match="no folder"):
-        data_folder()
+    with pytest.raises(SystemExit):
+        data_option().parse_args([])
+    assert "there is no folder of CIFAR-10 at" in capsys.readouterr().err
     monkeypatch.setenv(VARIABLE, str(tmp_path))
-    assert data_folder() == tmp_path
-    monkeypatch.setattr("sys.argv", ["name", "--data", str(tmp_path.parent), "--quick"])
-    assert data_folder() == tmp_path.parent
-    import sys
-
-    assert sys.argv == ["name", "--quick"]
+    assert data_option().parse_args([]).data == tmp_path
+    assert data_option().parse_args(["--data", str(tmp_path.parent)]).data == tmp_path.parent
 
 
 @settings(deadline=None)

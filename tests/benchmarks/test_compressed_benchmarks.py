@@ -51,6 +51,9 @@ def test_a_run_is_kept_and_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert compressed_gossip.kept_run(overrides) == compressed_gossip.kept_run(overrides) == outcome
     assert compressed_gossip.kept_run(overrides | {"seed": 1}) == outcome
     assert [each["seed"] for each in runs] == [0, 1]
+    monkeypatch.setitem(compressed_gossip.CONFIG, "learning-rate", 0.123)
+    assert compressed_gossip.kept_run(overrides) == outcome
+    assert len(runs) == 3, "the quickstart's own settings decide, too"
 
 
 def test_the_picture_has_a_panel_for_each_plan(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from benchmarks.gossip_energy import (
 )
 from benchmarks.harness import Benchmark
 from benchmarks.rounds_needed import Need
-from benchmarks.topologies import VARIABLE, real_graphs, topologies_folder
+from benchmarks.topologies import VARIABLE, real_graphs, topologies_option
 from flower_edge.gossip import Candidate
 
 STUTTGART, OTHER = "freifunk-stuttgart-wifi-29-c1", "freifunk-elsewhere"
@@ -114,16 +113,15 @@ def test_real_graphs_come_from_the_folder_that_is_named(
     (tmp_path / "freifunk-here.json").write_text("{}")
     (tmp_path / "other.json").write_text("{}")
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--topologies", str(tmp_path), "--quick"])
 
-    assert topologies_folder() == tmp_path
-    assert sys.argv == ["benchmark", "--quick"]
+    assert topologies_option().parse_args(["--topologies", str(tmp_path)]).topologies == tmp_path
     assert real_graphs(tmp_path, "freifunk") == {"freifunk-here": str(tmp_path / "freifunk-here.json")}
 
-    assert topologies_folder() is None
+    assert topologies_option().parse_args([]).topologies is None
     assert real_graphs(None) == {}
     assert VARIABLE in capsys.readouterr().err
 
     monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))
-    with pytest.raises(SystemExit, match="nowhere"):
-        topologies_folder()
+    with pytest.raises(SystemExit):
+        topologies_option().parse_args([])
+    assert "nowhere" in capsys.readouterr().err

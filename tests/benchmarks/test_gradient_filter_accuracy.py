@@ -1,6 +1,7 @@
 """What the accuracy benchmark of gradient filtering runs, keeps, and says about it."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.gradient_filter_accuracy import (
     ALL,
     CLAIMED,
     CURVES,
+    DEFAULT,
     EXACT,
     FROZEN,
     NODES,
@@ -31,6 +33,7 @@ from benchmarks.gradient_filter_accuracy import (
     plan,
     plot,
 )
+from benchmarks.harness import Benchmark
 from benchmarks.networks import resnet20
 from benchmarks.pretrain import pretrained
 from flower_edge.training import EdgeConv2d
@@ -155,6 +158,29 @@ def test_methods_filter_what_the_case_says(layers: int, filtered: int) -> None:
 def test_the_plan_is_for_the_nodes_of_the_gossip() -> None:
     assert plan().n == NODES
     assert 0 < plan().rho < 1
+
+
+@pytest.mark.parametrize("missing", [None, "everything", EXACT, FROZEN, DEFAULT])
+def test_claims_are_made_where_their_runs_are_complete(
+    missing: Method | str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, nodes, layers = CLAIMED
+    rows = [
+        {
+            **{"network": network, "nodes": nodes, "layers": f"last {layers}", "method": str(method)},
+            **{"accuracy": accuracy, "lost": 80.0 - accuracy, "backward_faster_measured": 6.0},
+        }
+        for method, accuracy in ((EXACT, 80.0), (FROZEN, 70.0), (DEFAULT, 79.8))
+        if missing not in (method, "everything")
+    ]
+    monkeypatch.setattr(benchmark, "fill", lambda *_: rows)
+    bench = Benchmark("gradient_filter_accuracy", quick=False)
+    bench.options = Namespace(data=Path(), hours=0.0, device="cpu", plot=None)
+
+    benchmark.main(bench)
+
+    assert len(bench.claims) == (0 if missing else 3)
+    assert bench.holds
 
 
 def test_the_figure_has_a_curve_for_each_patch_size(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What every benchmark relies on: claims that can fail, fair ratios, whole result files."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness
-from benchmarks.harness import Benchmark, Timing, interleaved
+from benchmarks.harness import PLOT, Benchmark, Timing, interleaved
 
 
 def test_a_claim_that_does_not_hold_fails_the_run(
@@ -24,6 +25,35 @@ def test_a_claim_that_does_not_hold_fails_the_run(
 
     assert stopped.value.code == 1
     assert "DOES NOT HOLD: times faster: at least 1.5; found 1.2" in capsys.readouterr().out
+
+
+def test_where_nothing_was_found_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long benchmark that got too little time must not replace its committed table by an empty one."""
+    monkeypatch.setattr(sys, "argv", ["benchmark"])
+    monkeypatch.setattr(Benchmark, "write", lambda self: pytest.fail("it was written"))
+
+    with pytest.raises(SystemExit, match="nothing was found"):
+        harness.run("example", "An example.", lambda bench: None)
+
+
+def test_options_are_in_the_help_and_in_the_benchmark(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def needed(text: str) -> str:
+        raise argparse.ArgumentTypeError("name a folder")
+
+    def main(bench: Benchmark) -> None:
+        found.append(bench.options.plot)
+
+    found: list[str] = []
+    data = harness.option("--data", type=needed, default="")
+    for arguments, options in ((["--help"], [PLOT, data]), (["--plot", "bars.png", "--quick"], [PLOT])):
+        monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+        with pytest.raises(SystemExit):
+            harness.run("example", "An example.", main, *options)
+
+    assert {"--plot", "--data", "--quick"} <= set(capsys.readouterr().out.replace("[", " ").split())
+    assert found == ["bars.png"]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import harness
 from benchmarks.peers import bare, p2pfl
 from benchmarks.peers.task import FILES, IMAGES, NODES, PARAMETERS, LeNet, Marks, Training, share
+from benchmarks.peers.together import together
 
 
 @pytest.fixture
@@ -80,6 +82,35 @@ def test_processes_are_summed_and_those_that_fail_are_shown(images: Path) -> Non
         p2pfl.bare(config, [[NODES]])
 
 
+def run(*codes: str, **options: object) -> list:
+    return together([[sys.executable, "-c", f"import os, time; {code}"] for code in codes], **options)
+
+
+def test_all_end_when_one_fails(tmp_path: Path) -> None:
+    sleeps = f"open(os.path.join({str(tmp_path)!r}, str(os.getpid())), 'w'); time.sleep(60)"
+    began = time.monotonic()
+
+    with pytest.raises(SystemExit, match=r"(?s)too bad.*ended with 3:\ntoo bad"):
+        run(sleeps, sleeps, "time.sleep(1); print('too bad'); raise SystemExit(3)")
+
+    assert time.monotonic() - began < 30
+    assert not any(Path("/proc", pid.name).exists() for pid in tmp_path.iterdir())
+
+
+def test_who_is_late_is_named() -> None:
+    with pytest.raises(SystemExit, match=r"(?s)sleep\(60\).*is not done after 1 s:\nstill here"):
+        run("print('still here', flush=True); time.sleep(60)", timeout=1.0)
+
+
+def test_what_was_found_is_in_the_order_of_the_commands() -> None:
+    last, first = (
+        "time.sleep(0.3); print('found 1')",
+        "print('of no interest'); print('found', os.environ['A'])",
+    )
+
+    assert run(last, first, environment={"A": "7"}) == [1, 7]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -91,7 +122,12 @@ def test_processes_are_summed_and_those_that_fail_are_shown(images: Path) -> Non
     ],
 )
 def test_what_is_missing_is_named(
-    arguments: list[str], message: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "empty").mkdir()
     names = {"EMPTY": str(tmp_path / "empty"), "DATA": str(images)}
@@ -99,5 +135,6 @@ def test_what_is_missing_is_named(
     for variable in (p2pfl.DATA, p2pfl.VENV):
         monkeypatch.delenv(variable, raising=False)
 
-    with pytest.raises(SystemExit, match=message):
-        p2pfl.options()
+    with pytest.raises(SystemExit):
+        harness.run("peers.p2pfl", p2pfl.__doc__, p2pfl.main, *p2pfl.options())
+    assert message in capsys.readouterr().err

@@ -103,7 +103,11 @@ def attack_with_atheris(name: str, seconds: float, corpus: Path) -> None:
         (folder / f"seed-{number}").write_bytes(seed)
     options = [f"-max_total_time={max(1, round(seconds))}", "-rss_limit_mb=2048", "-malloc_limit_mb=64"]
     options += ["-max_len=4096", "-timeout=10", "-print_final_stats=1", f"-artifact_prefix={folder}/"]
-    atheris.Setup([sys.argv[0], *options, str(folder)], TARGETS[name].read)
+
+    def read(data: bytes) -> None:
+        TARGETS[name].read(data)
+
+    atheris.Setup([sys.argv[0], *options, str(folder)], read)
     atheris.Fuzz()
 
 

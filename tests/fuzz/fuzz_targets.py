@@ -72,9 +72,9 @@ VECTOR = LAYOUT.flatten(ARRAYS)[0]
 class Target:
     """Something that reads bytes.
 
-    `seeds` are good inputs, from which changes start."""
+    `read` says whether nothing was refused; `seeds` are good inputs, from which changes start."""
 
-    read: Callable[[bytes], None]
+    read: Callable[[bytes], bool]
     seeds: tuple[bytes, ...]
 
 
@@ -87,24 +87,25 @@ CONTROLS = (
 MODEL = next(model_frames(RUN, 1, 3, "fp32", Fp32().encode(VECTOR)))
 
 
-def read_frame(data: bytes) -> None:
+def read_frame(data: bytes) -> bool:
     try:
         frame = decode(data)
     except FrameError:
-        return
+        return False
     assert frame.offset + len(frame.chunk) <= frame.size or not frame.size
     assert frame.round <= LARGEST_ROUND
     assert len(frame.chunk) <= CHUNK_BYTES
     assert decode(frame.encode()).encode() == frame.encode()
+    return True
 
 
-def read_frame_with_right_checksum(data: bytes) -> None:
+def read_frame_with_right_checksum(data: bytes) -> bool:
     """The length, too."""
     if len(data) >= HEADER_BYTES:
         header = data[: HEADER_BYTES - 8] + (len(data) - HEADER_BYTES).to_bytes(4, "little")
         checksum = zlib.crc32(data[HEADER_BYTES:], zlib.crc32(header))
         data = header + checksum.to_bytes(4, "little") + data[HEADER_BYTES:]
-    read_frame(data)
+    return read_frame(data)
 
 
 # -------------------------------------------------------------------- models and what is said between them
@@ -142,12 +143,13 @@ def model_of(round_: int) -> bytes:
     )
 
 
-def read_into_inbox(data: bytes) -> None:
-    inbox = Inbox(Fp32(), ELEMENTS, largest=1e8)
+def read_into_inbox(data: bytes) -> bool:
+    inbox, refused = Inbox(Fp32(), ELEMENTS, largest=1e8), 0
     for frame in records(data):
         try:
             whole = inbox.add(decode(frame.encode()))
         except (FrameError, PayloadError):
+            refused += 1
             continue
         if whole:
             model = inbox.model_of(frame.round)
@@ -160,6 +162,7 @@ def read_into_inbox(data: bytes) -> None:
         buffers = [inbox._payload, *inbox._spare, *inbox._handed]
         assert all(len(buffer) <= 4 * ELEMENTS for buffer in buffers)
         assert len(inbox._spare) <= MOST_SPARE
+    return not refused
 
 
 ROWS = rows_of(GossipPlan.from_matrix(np.full((2, 2), 0.5)), 0)
@@ -181,9 +184,9 @@ def neighbour() -> Neighbour:
     return session._neighbours(LAST_ROUND)[1]
 
 
-def hear_from_neighbour(data: bytes) -> None:
+def hear_from_neighbour(data: bytes) -> bool:
     """Frames in any order; kind 7 is the near end, which goes on to the next round."""
-    near = neighbour()
+    near, refused = neighbour(), 0
     counted = set()
     for frame in records(data):
         if frame.kind == 7:
@@ -196,11 +199,13 @@ def hear_from_neighbour(data: bytes) -> None:
             try:
                 near.take(frame.encode())
             except FrameError:
+                refused += 1
                 continue
         if near.link.outcome.value == "counted":
             counted.add(near.link.round)
     assert near.their_round <= LAST_ROUND
     assert all(1 <= round_ <= LAST_ROUND for round_ in counted)
+    return not refused
 
 
 # -------------------------------------------------------------------- codecs and messages
@@ -215,27 +220,29 @@ COMPRESSORS = {
 }
 
 
-def read_codec(codec: Codec, data: bytes) -> None:
+def read_codec(codec: Codec, data: bytes) -> bool:
     try:
         vector = codec.decode(data)
     except CodecError:
-        return
+        return False
     assert vector.shape == (ELEMENTS,)
     assert is_finite(vector)
+    return True
 
 
-def read_body(codec: Codec, data: bytes) -> None:
+def read_body(codec: Codec, data: bytes) -> bool:
     """What follows the right header."""
-    read_codec(codec, codec._header + data)
+    return read_codec(codec, codec._header + data)
 
 
-def read_letter(data: bytes) -> None:
+def read_letter(data: bytes) -> bool:
     try:
         letter = unseal(data, "choco")
     except CodecError:
-        return
+        return False
     assert len(letter.catch_up) + len(letter.payload) < len(data)
     assert seal(letter) == data
+    return True
 
 
 TWO = GossipPlan.from_matrix(np.full((2, 2), 0.5))
@@ -248,7 +255,7 @@ def mixer_of(kind: type[CompressedMixer], node: int) -> CompressedMixer:
     return kind(node, TWO, INT8, gamma=0.5)
 
 
-def mix_message(kind: type[CompressedMixer], data: bytes) -> None:
+def mix_message(kind: type[CompressedMixer], data: bytes) -> bool:
     """What is read may be mixed; the first byte says in which exchange of the link it arrives."""
     mixer, other = mixer_of(kind, 0), mixer_of(kind, 1)
     for _ in range(data[0] % 3 if data else 0):
@@ -260,33 +267,36 @@ def mix_message(kind: type[CompressedMixer], data: bytes) -> None:
     try:
         vectors = mixer.read(data[1:])
     except ValueError:
-        return
+        return False
     assert all(is_finite(vector) and len(vector) == ELEMENTS for vector in vectors)
     if all(np.abs(vector).max() <= 1e8 for vector in vectors):
         assert is_finite(mixer.mix(VECTOR, TWO_ROWS[0], {1: data[1:]}))
+    return True
 
 
-def read_payload(data: bytes) -> None:
+def read_payload(data: bytes) -> bool:
     try:
         vector = Fp32().decode(memoryview(data), ELEMENTS)
     except ValueError:
-        return
+        return False
     assert vector.shape == (ELEMENTS,)
+    return True
 
 
 DELTA = TapDelta(LAYOUT)
 
 
-def read_delta(data: bytes) -> None:
+def read_delta(data: bytes) -> bool:
     try:
         moved = DELTA.apply(VECTOR, data)
     except ValueError:
-        return
+        return False
     assert is_finite(moved)
+    return True
 
 
-def read_delta_with_right_checksum(data: bytes) -> None:
-    read_delta(data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little"))
+def read_delta_with_right_checksum(data: bytes) -> bool:
+    return read_delta(data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little"))
 
 
 # -------------------------------------------------------------------- plans and certificates
@@ -295,26 +305,29 @@ PLAN = GossipPlan.from_matrix(np.full((3, 3), 1 / 3))
 CERTIFICATE = Identity.temporary().certificate
 
 
-def read_plan(data: bytes) -> None:
+def read_plan(data: bytes) -> bool:
     text = "{" + data.decode("utf-8", "replace")
     try:
         plan = GossipPlan.from_json(text)
     except ValueError:
-        return
+        return False
     assert GossipPlan.from_json(json.dumps(json.loads(text))).digest() == plan.digest()
+    return True
 
 
-def read_certificate(data: bytes) -> None:
+def read_certificate(data: bytes) -> bool:
+    refused = 0
     for reader in (fingerprint, subject, server_name):
         try:
             reader(data)
         except ValueError:
-            continue
+            refused += 1
+    return not refused
 
 
-def read_certificate_in_der(data: bytes) -> None:
+def read_certificate_in_der(data: bytes) -> bool:
     """Whose base64 is right."""
-    read_certificate(ssl.DER_cert_to_PEM_cert(data).encode())
+    return read_certificate(ssl.DER_cert_to_PEM_cert(data).encode())
 
 
 def codec_targets() -> dict[str, Target]:

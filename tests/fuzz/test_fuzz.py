@@ -19,32 +19,22 @@ def test_nothing_escapes_but_what_is_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_good_inputs_are_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_good_inputs_are_read(name: str) -> None:
     """A target whose seeds were refused would test little."""
-    import fuzz_targets
+    target = TARGETS[name]
 
-    refused = []
-    for error in ("FrameError", "PayloadError", "CodecError"):
-        real = getattr(fuzz_targets, error)
-
-        class Refused(real):
-            def __init__(self, *what: object) -> None:
-                refused.append(what)
-
-        monkeypatch.setattr(fuzz_targets, error, Refused)
-    for seed in TARGETS[name].seeds:
-        TARGETS[name].read(seed)
-
-    assert not refused
+    assert all(target.read(seed) for seed in target.seeds)
+    assert not target.read(b"\0rubbish")
 
 
 def test_what_escapes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reads_badly(data: bytes) -> None:
+    def reads_badly(data: bytes) -> bool:
         if data[3:4] == b"\xff":
             raise KeyError("a hole")
+        return True
 
-    def takes_what_is_claimed(data: bytes) -> None:
-        bytes(int.from_bytes(data[:4], "little"))
+    def takes_what_is_claimed(data: bytes) -> bool:
+        return not bytes(int.from_bytes(data[:4], "little"))
 
     for read, error in ((reads_badly, KeyError), (takes_what_is_claimed, TooMuchMemoryError)):
         monkeypatch.setitem(TARGETS, "bad", Target(read, (bytes(8),)))
