@@ -40,7 +40,7 @@ TARGET FE_INLINE void NAME(add_vectors)(const norm_job *job, span pixels, int64_
                                         float *product, int of_gradient, int activated) {
     const int64_t channels = job->channels, ahead = n < channels ? (pixels.end - pixels.begin) * channels : 0;
     VEC centre[NAME(wide)] = {0}, first[NAME(wide)] = {0}, second[NAME(wide)] = {0};
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int v = 0; v < vectors; v++) {
         centre[v] = NAME(load)(job->centre + c + v * LANES, LANES);
     }
@@ -48,7 +48,7 @@ TARGET FE_INLINE void NAME(add_vectors)(const norm_job *job, span pixels, int64_
         const float *x = job->x + i * channels + c, *grad = of_gradient ? job->grad + i * channels + c : x;
         const uint8_t *bits = activated ? job->bits + i * bytes_of(channels) + c / 8 : NULL;
         uint32_t word = 0;
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int v = 0; v < vectors; v++) {
             const int64_t lanes = NAME(lanes_of)(v, vectors, n);
             VEC apart = NAME(subtract)(NAME(load)(x + v * LANES, lanes), centre[v]), factor = apart;
@@ -65,7 +65,7 @@ TARGET FE_INLINE void NAME(add_vectors)(const norm_job *job, span pixels, int64_
             second[v] = NAME(multiply_add)(factor, apart, second[v]);
         }
     }
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int v = 0; v < vectors; v++) {
         float *to[] = {sum + c + v * LANES, product + c + v * LANES};
         NAME(store)(to[0], NAME(add)(NAME(load)(to[0], LANES), first[v]), LANES);
@@ -115,7 +115,7 @@ TARGET FE_INLINE void NAME(write_vectors)(const norm_job *job, span pixels, int6
         float *out = job->out + i * channels + c;
         uint8_t *bits = activated ? job->bits + i * bytes_of(channels) + c / 8 : NULL;
         uint32_t word = 0;
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int v = 0; v < vectors; v++) {
             const int64_t at = c + v * LANES, lanes = NAME(lanes_of)(v, vectors, n);
             const int shift = v % NAME(group) * LANES;

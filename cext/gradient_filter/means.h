@@ -23,19 +23,19 @@
     } while (0)
 
 TARGET FE_INLINE void NAME(load_run)(VEC *values, const float *from, int64_t count, int64_t n) {
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int64_t i = 0; i < count; i++)
         values[i] = NAME(load)(from + i * LANES, n);
 }
 
 TARGET FE_INLINE void NAME(store_run)(float *to, const VEC *values, int64_t count, int64_t n) {
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int64_t i = 0; i < count; i++)
         NAME(store)(to + i * LANES, values[i], n);
 }
 
 TARGET FE_INLINE void NAME(scale_run)(VEC *values, VEC factor, int64_t count) {
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int64_t i = 0; i < count; i++)
         values[i] = NAME(multiply)(factor, values[i]);
 }
@@ -47,13 +47,13 @@ TARGET FE_INLINE void NAME(sum_window)(VEC *sums, const float *x, const view *ma
     VEC cells[RUN];
     fetch_lines(*ahead, bytes);
     *ahead += (uintptr_t)bytes;
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int64_t i = 0; i < count; i++)
         sums[i] = NAME(set)(0.0f);
     for (int64_t h = 0; h < rows; h++)
         for (int64_t w = 0; w < columns; w++) {
             NAME(load_run)(cells, x + h * row + w * cell, count, n);
-#pragma GCC unroll 4
+            UNROLL(4)
             for (int64_t i = 0; i < count; i++)
                 sums[i] = h + w ? NAME(add)(sums[i], cells[i]) : cells[i];
         }
@@ -97,7 +97,7 @@ TARGET static __attribute__((noinline)) void NAME(pool_means_row)(const patch_jo
 
 TARGET FE_INLINE void NAME(write_run)(float *x, const VEC *values, int64_t count, int64_t n, int stream) {
     if (stream)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int64_t i = 0; i < count; i++)
             NAME(stream)(x + i * LANES, values[i]);
     else
@@ -173,14 +173,14 @@ TARGET FE_INLINE void NAME(depthwise_run)(const NAME(depthwise_window) *at, int6
     if (at->gram) {
         NAME(load_run)(factors, at->x_sums + c, count, n);
         NAME(load_run)(gram, at->gram + c, count, n);
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int64_t i = 0; i < count; i++)
             gram[i] = NAME(multiply_add)(means[i], factors[i], gram[i]);
         NAME(store_run)(at->gram + c, gram, count, n);
     }
     if (at->stage) {
         NAME(load_run)(factors, at->tap_sums + c, count, n);
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int64_t i = 0; i < count; i++)
             means[i] = NAME(multiply)(means[i], factors[i]);
         NAME(store_run)(at->stage + c, means, count, n);

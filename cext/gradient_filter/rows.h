@@ -129,9 +129,9 @@ TARGET static void NAME(pool_row)(const patch_job *job, int64_t image, int64_t p
     int64_t block = grid->window[0] == grid->window[1] ? grid->window[0] / grid->side : 0;
     if (grid->side == 1)
         NAME(pool_means_row)(job, image, p);
-    else if (grid->side == 2 && block == 1)
+    else if (IS_USUAL(grid->side == 2 && block == 1))
         NAME(pool_row_of)(job, image, p, 2, 1);
-    else if (grid->side == 4 && block == 1)
+    else if (IS_USUAL(grid->side == 4 && block == 1))
         NAME(pool_row_of)(job, image, p, 4, 1);
     else
         NAME(pool_row_of)(job, image, p, grid->side, 0);
@@ -189,9 +189,9 @@ TARGET FE_INLINE void NAME(fill_row_of)(const patch_job *job, int64_t image, int
 TARGET static void NAME(fill_row)(const patch_job *job, int64_t image, int64_t p) {
     if (job->map.grid->side == 1)
         NAME(fill_means_row)(job, image, p);
-    else if (job->map.grid->side == 2)
+    else if (IS_USUAL(job->map.grid->side == 2))
         NAME(fill_row_of)(job, image, p, 2);
-    else if (job->map.grid->side == 4)
+    else if (IS_USUAL(job->map.grid->side == 4))
         NAME(fill_row_of)(job, image, p, 4);
     else
         NAME(fill_row_of)(job, image, p, job->map.grid->side);
@@ -266,7 +266,7 @@ TARGET static void NAME(depthwise_row)(const depthwise_job *job, int64_t image, 
     int64_t block = grid->window[0] == grid->window[1] ? grid->window[0] / grid->side : 0;
     if (grid->side == 1)
         NAME(depthwise_means_row)(job, image, p, gram);
-    else if (grid->side == 2 && block == 1)
+    else if (IS_USUAL(grid->side == 2 && block == 1))
         NAME(depthwise_row_of)(job, image, p, gram, 2, 1);
     else
         NAME(depthwise_row_of)(job, image, p, gram, grid->side, 0);

@@ -92,12 +92,12 @@ TARGET static void NAME(range)(float ends[2], const float *x, int64_t count) {
     enum { CHAINS = 4 };
     const VEC none = LANE(set)(0.0f);
     VEC low[CHAINS], high[CHAINS], finite[CHAINS];
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int k = 0; k < CHAINS; k++)
         low[k] = high[k] = finite[k] = none;
     int64_t i = 0;
     for (; i + CHAINS * LANES <= count; i += CHAINS * LANES)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int k = 0; k < CHAINS; k++) {
             VEC value = LANE(load)(x + i + k * LANES, LANES);
             low[k] = LANE(least)(low[k], value);

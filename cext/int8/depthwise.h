@@ -4,7 +4,7 @@ TARGET static void NAME(widen)(float *to, const uint8_t *from, int64_t step, int
     const INTS off = LANE(all)(zero);
     if (channels == DEPTH_CHANNELS) {
         for (int64_t i = 0; i < count; i++, from += step, to += DEPTH_CHANNELS)
-#pragma GCC unroll 16
+            UNROLL(16)
             for (int c = 0; c < DEPTH_CHANNELS; c += LANES)
                 LANE(store)(to + c, LANE(floats)(LANE(minus)(LANE(load_bytes)(from + c), off)), LANES);
         return;
@@ -19,7 +19,7 @@ TARGET FE_INLINE void NAME(depth_lanes)(tile_job *to, const depth_job *job, int 
     const int64_t lanes = smaller(LANES, to->columns - channel), some = taps ? taps : job->taps;
     VEC low = LANE(set)(to->low), high = LANE(set)(to->high), kept[DEPTH_TAPS];
     int64_t offsets[DEPTH_TAPS];
-#pragma GCC unroll 9
+    UNROLL(9)
     for (int64_t t = 0; t < taps; t++) {
         kept[t] = LANE(load)(job->weights + t * DEPTH_CHANNELS + channel, LANES);
         offsets[t] = job->offsets[t];
@@ -30,7 +30,7 @@ TARGET FE_INLINE void NAME(depth_lanes)(tile_job *to, const depth_job *job, int 
         for (int64_t i = 0; i < job->pixels; i++, cells += job->step, at++) {
             VEC sum = LANE(set)(0.0f);
             if (taps)
-#pragma GCC unroll 9
+                UNROLL(9)
                 for (int64_t t = 0; t < taps; t++)
                     sum = LANE(multiply_add)(LANE(load)(cells + offsets[t], LANES), kept[t], sum);
             else
@@ -67,7 +67,7 @@ TARGET static void NAME(depth_rows)(tile_job *to, const depth_job *job) {
 TARGET FE_INLINE void NAME(gram_lanes)(double *sums, const depth_job *job, int64_t first, int channel, const int taps) {
     VEC some[DEPTH_TAPS];
     int64_t offsets[DEPTH_TAPS];
-#pragma GCC unroll 9
+    UNROLL(9)
     for (int t = 0; t < taps; t++) {
         some[t] = LANE(set)(0.0f);
         offsets[t] = job->offsets[first + t];
@@ -77,12 +77,12 @@ TARGET FE_INLINE void NAME(gram_lanes)(double *sums, const depth_job *job, int64
         const float *cells = job->cells + r * job->down + channel;
         for (int64_t i = 0; i < job->pixels; i++, cells += job->step, errors += DEPTH_CHANNELS) {
             VEC error = LANE(load)(errors, LANES);
-#pragma GCC unroll 9
+            UNROLL(9)
             for (int t = 0; t < taps; t++)
                 some[t] = LANE(multiply_add)(LANE(load)(cells + offsets[t], LANES), error, some[t]);
         }
     }
-#pragma GCC unroll 9
+    UNROLL(9)
     for (int t = 0; t < taps; t++) {
         float found[LANES];
         LANE(store)(found, some[t], LANES);

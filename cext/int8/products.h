@@ -8,21 +8,21 @@ TARGET FE_INLINE void NAME(products)(INTS sums[MOST_ROWS][MOST_VECTORS], const C
                                      int64_t count, int64_t groups, const int8_t *operands, const int vectors) {
     const int rows = ROWS_OF(vectors);
     /* sums[m][v] and sums[m + 1][v]: rows m and m + 1 by the first and by the last two columns of vector v. */
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int m = 0; m < rows; m++)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int v = 0; v < vectors; v++)
             sums[m][v] = LANE(all)(0);
     for (int64_t s = 0; s < count; s++) {
         const CELL *a[MOST_ROWS];
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int m = 0; m < rows; m++)
             a[m] = from[m] + segments[s];
         for (int64_t g = 0; g < groups; g++, operands += vectors * LANES * GROUP)
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int m = 0; m < rows; m += 2) {
                 int8x16_t pair = vcombine_s8(vld1_s8(a[m] + g * GROUP), vld1_s8(a[m + 1] + g * GROUP));
-#pragma GCC unroll 4
+                UNROLL(4)
                 for (int v = 0; v < vectors; v++) {
                     const int8_t *b = operands + v * LANES * GROUP;
                     sums[m][v] = NAME(dot)(sums[m][v], pair, vld1q_s8(b));
@@ -30,9 +30,9 @@ TARGET FE_INLINE void NAME(products)(INTS sums[MOST_ROWS][MOST_VECTORS], const C
                 }
             }
     }
-#pragma GCC unroll 8
+    UNROLL(8)
     for (int m = 0; m < rows; m += 2)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int v = 0; v < vectors; v++) {
             int64x2_t left = vreinterpretq_s64_s32(sums[m][v]), right = vreinterpretq_s64_s32(sums[m + 1][v]);
             sums[m][v] = vreinterpretq_s32_s64(vzip1q_s64(left, right));
@@ -48,18 +48,18 @@ TARGET FE_INLINE void NAME(add_products)(INTS sums[MOST_ROWS][MOST_VECTORS], con
                                          const int8_t *operands, const int vectors, const int length) {
     const int rows = ROWS_OF(vectors);
     __typeof__(NAME(operand)(operands)) b[MOST_CHUNK][MOST_VECTORS];
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int g = 0; g < length; g++)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int v = 0; v < vectors; v++)
             b[g][v] = NAME(operand)(operands + (g * vectors + v) * LANES * GROUP);
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int m = 0; m < rows; m++) {
         const CELL *a = from[m] + offset;
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int g = 0; g < length; g++) {
             __typeof__(NAME(broadcast)(a)) x = NAME(broadcast)(a + g * GROUP);
-#pragma GCC unroll 4
+            UNROLL(4)
             for (int v = 0; v < vectors; v++)
                 sums[m][v] = NAME(dot)(sums[m][v], x, b[g][v]);
         }
@@ -70,9 +70,9 @@ TARGET FE_INLINE void NAME(add_products)(INTS sums[MOST_ROWS][MOST_VECTORS], con
 TARGET FE_INLINE void NAME(products)(INTS sums[MOST_ROWS][MOST_VECTORS], const CELL *const *from, const int64_t *segments,
                                      int64_t count, int64_t groups, const int8_t *operands, const int vectors) {
     const int rows = ROWS_OF(vectors), length = CHUNK_OF(vectors);
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int m = 0; m < rows; m++)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int v = 0; v < vectors; v++)
             sums[m][v] = LANE(all)(0);
     for (int64_t s = 0; s < count; s++) {
@@ -114,9 +114,9 @@ typedef struct {
 TARGET FE_INLINE void NAME(make)(const tile_job *job, INTS sums[MOST_ROWS][MOST_VECTORS], int64_t first,
                                  const NAME(factors) *by, VEC *low, VEC *high, const int rows, const int vectors) {
     VEC values[MOST_ROWS][MOST_VECTORS], least = *low, greatest = *high;
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int m = 0; m < rows; m++)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int v = 0; v < vectors; v++) {
             VEC value = LANE(multiply)(LANE(floats)(LANE(minus)(sums[m][v], by->shift[v])), by->scale[v]);
             values[m][v] = LANE(add)(value, by->bias[v]);
@@ -128,9 +128,9 @@ TARGET FE_INLINE void NAME(make)(const tile_job *job, INTS sums[MOST_ROWS][MOST_
     const int64_t *to = job->to + first;
     float *floats = job->floats;
     if (floats && first + rows <= job->pixels && job->columns == vectors * LANES) {
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int m = 0; m < rows; m++)
-#pragma GCC unroll 4
+            UNROLL(4)
             for (int v = 0; v < vectors; v++)
                 if (job->streams)
                     LANE(store_past)(floats + to[m] + v * LANES, values[m][v]);
@@ -140,9 +140,9 @@ TARGET FE_INLINE void NAME(make)(const tile_job *job, INTS sums[MOST_ROWS][MOST_
     }
     /* Through memory, so that the values above need never be there. */
     float rest[MOST_ROWS][MOST_VECTORS * LANES];
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int m = 0; m < rows; m++)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int v = 0; v < vectors; v++)
             LANE(store)(rest[m] + v * LANES, values[m][v], LANES);
     for (int m = 0; m < rows && first + m < job->pixels; m++)
@@ -157,7 +157,7 @@ TARGET FE_INLINE void NAME(convolve_of)(tile_job *job, const int vectors) {
     const int64_t last = job->pixels - 1;
     NAME(factors) by;
     VEC low = LANE(set)(job->low), high = LANE(set)(job->high);
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int v = 0; v < vectors; v++) {
         by.shift[v] = LANE(load_ints)(job->shift + v * LANES);
         by.scale[v] = LANE(load)(job->scale + v * LANES, LANES);
@@ -166,7 +166,7 @@ TARGET FE_INLINE void NAME(convolve_of)(tile_job *job, const int vectors) {
     for (int64_t first = 0; first <= last; first += rows) {
         const CELL *a[MOST_ROWS];
         INTS sums[MOST_ROWS][MOST_VECTORS];
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int m = 0; m < rows; m++)
             a[m] = cells + job->from[smaller(first + m, last)];
         NAME(products)(sums, a, job->segments, job->count, job->groups, job->weights, vectors);
@@ -188,16 +188,16 @@ TARGET FE_INLINE void NAME(gram_of)(const gram_job *job, const int vectors) {
     for (int64_t first = 0; first <= last; first += rows) {
         const CELL *a[MOST_ROWS];
         INTS sums[MOST_ROWS][MOST_VECTORS];
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int m = 0; m < rows; m++)
             a[m] = cells + job->from[smaller(first + m, last)];
         NAME(products)(sums, a, job->segments, job->count, job->groups, job->errors, vectors);
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int m = 0; m < rows; m++) {
             if (first + m > last)
                 break;
             int32_t *to = job->sums + (first + m) * job->stride;
-#pragma GCC unroll 4
+            UNROLL(4)
             for (int v = 0; v < vectors; v++) {
                 INTS before = job->is_first ? LANE(all)(0) : LANE(load_ints)(to + v * LANES);
                 LANE(store_ints)(to + v * LANES, LANE(plus)(before, sums[m][v]));

@@ -23,19 +23,19 @@ TARGET FE_INLINE void NAME(tile)(float *c, int64_t c_row, NAME(left) a, const fl
     const uintptr_t end = next ? next->end : 0;
     VEC sums[NAME(tile_rows)][2], row[2];
 #define COUNT(v) ((v) + 1 < vectors ? LANES : n - (vectors - 1) * LANES)
-#pragma GCC unroll 12
+    UNROLL(12)
     for (int64_t i = 0; i < rows; i++)
-#pragma GCC unroll 2
+        UNROLL(2)
         for (int v = 0; v < vectors; v++)
             sums[i][v] = add ? NAME(load)(c + i * c_row + v * LANES, COUNT(v)) : NAME(set)(0.0f);
     for (int64_t k = 0; k < inner; k++, b += b_row) {
-#pragma GCC unroll 2
+        UNROLL(2)
         for (int v = 0; v < vectors; v++)
             row[v] = NAME(load)(b + v * LANES, LANES);
-#pragma GCC unroll 12
+        UNROLL(12)
         for (int64_t i = 0; i < rows; i++) {
             VEC factor = NAME(set)(a.at[i * a.row + k * a.inner]);
-#pragma GCC unroll 2
+            UNROLL(2)
             for (int v = 0; v < vectors; v++)
                 sums[i][v] = NAME(multiply_add)(factor, row[v], sums[i][v]);
         }
@@ -46,9 +46,9 @@ TARGET FE_INLINE void NAME(tile)(float *c, int64_t c_row, NAME(left) a, const fl
     }
     if (next)
         next->at = ahead;
-#pragma GCC unroll 12
+    UNROLL(12)
     for (int64_t i = 0; i < rows; i++)
-#pragma GCC unroll 2
+        UNROLL(2)
         for (int v = 0; v < vectors; v++)
             NAME(store)(c + i * c_row + v * LANES, sums[i][v], COUNT(v));
 #undef COUNT

@@ -7,9 +7,15 @@
 #define TARGET
 #define NAME(name) name##_serial
 
+#include "small.h"
+
 /* x86 CPUs have had AVX2 for a dozen years: there, these had better be small. */
 #if defined(__x86_64__)
 #define IS_SMALL
+#undef UNROLL
+#undef IS_USUAL
+#define UNROLL(times) FE_PRAGMA(GCC unroll 1)
+#define IS_USUAL(condition) ((condition) && 0)
 #pragma GCC push_options
 #pragma GCC optimize("Os")
 #endif

@@ -12,9 +12,9 @@ TARGET FE_INLINE VEC NAME(weights)(const product_job *job, int64_t output, int64
 }
 
 #define SPARSE_TAPS                                                                                                          \
-    _Pragma("GCC unroll 3") for (int r = 0; r < rows; r++)                                                                   \
-        _Pragma("GCC unroll 3") for (int s = 0; s < columns; s++)                                                            \
-            _Pragma("GCC unroll 8") for (int v = 0; v < vectors; v++)
+    UNROLL(3) for (int r = 0; r < rows; r++)                                                                                 \
+        UNROLL(3) for (int s = 0; s < columns; s++)                                                                          \
+            UNROLL(8) for (int v = 0; v < vectors; v++)
 
 /* Lanes of vector v that the block has: a constant for kernels that are not careful. */
 #define LANES_OF(v) (careful ? smaller(LANES, larger(0, job->channels - (v) * LANES)) : LANES)
@@ -28,11 +28,11 @@ TARGET FE_INLINE void NAME(scatter_of)(const product_job *job, int64_t r, int64_
         if (entry == end)
             continue;
         VEC w[3][3][8];
-#pragma GCC unroll 3
+        UNROLL(3)
         for (int i = 0; i < rows; i++)
-#pragma GCC unroll 3
+            UNROLL(3)
             for (int j = 0; j < columns; j++)
-#pragma GCC unroll 8
+                UNROLL(8)
                 for (int v = 0; v < vectors; v++)
                     w[i][j][v] = LANES_OF(v) <= 0
                                      ? NAME(set)(0.0f)
@@ -40,11 +40,11 @@ TARGET FE_INLINE void NAME(scatter_of)(const product_job *job, int64_t r, int64_
         for (; entry < end; entry++) {
             const VEC value = NAME(set)(entry->value);
             float *to = cells + entry->place;
-#pragma GCC unroll 3
+            UNROLL(3)
             for (int i = 0; i < rows; i++)
-#pragma GCC unroll 3
+                UNROLL(3)
                 for (int j = 0; j < columns; j++)
-#pragma GCC unroll 8
+                    UNROLL(8)
                     for (int v = 0; v < vectors; v++) {
                         float *sums = to + i * row + (j * vectors + v) * LANES;
                         if (careful && LANES_OF(v) <= 0)
@@ -84,11 +84,11 @@ TARGET FE_INLINE void NAME(sweep_of)(const sweep_job *job, const int rows, const
 TARGET FE_INLINE void NAME(slide)(const sweep_job *job, VEC sum[3][3][VECTORS], int64_t pixel, const int phase, const int slide) {
     enum { CELL = VECTORS * LANES };
     float *cells = job->cells + pixel * slide * CELL;
-#pragma GCC unroll 3
+    UNROLL(3)
     for (int r = 0; r < 3; r++)
-#pragma GCC unroll 3
+        UNROLL(3)
         for (int s = 3 - slide; s < 3; s++)
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int v = 0; v < VECTORS; v++)
                 sum[r][(s + phase) % 3][v] = NAME(load)(cells + r * job->row + s * CELL + v * LANES, LANES);
     const int32_t *bounds = job->bounds + pixel * job->bounds_of_pixel;
@@ -98,20 +98,20 @@ TARGET FE_INLINE void NAME(slide)(const sweep_job *job, VEC sum[3][3][VECTORS], 
     for (; i < end; i++) {
         const VEC value = NAME(set)(job->values[i]);
         const float *w = job->panel + (int64_t)(job->places[i] % FE_MOST_CHANNELS) * (9 * CELL);
-#pragma GCC unroll 3
+        UNROLL(3)
         for (int r = 0; r < 3; r++)
-#pragma GCC unroll 3
+            UNROLL(3)
             for (int s = 0; s < 3; s++)
-#pragma GCC unroll 8
+                UNROLL(8)
                 for (int v = 0; v < VECTORS; v++)
                     sum[r][(s + phase) % 3][v] = NAME(multiply_add)(
                         value, NAME(load)(w + (r * 3 + s) * CELL + v * LANES, LANES), sum[r][(s + phase) % 3][v]);
     }
-#pragma GCC unroll 3
+    UNROLL(3)
     for (int r = 0; r < 3; r++)
-#pragma GCC unroll 3
+        UNROLL(3)
         for (int s = 0; s < slide; s++)
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int v = 0; v < VECTORS; v++)
                 NAME(store)(cells + r * job->row + s * CELL + v * LANES, sum[r][(s + phase) % 3][v], LANES);
 }
@@ -119,11 +119,11 @@ TARGET FE_INLINE void NAME(slide)(const sweep_job *job, VEC sum[3][3][VECTORS], 
 TARGET FE_INLINE void NAME(slide_over)(const sweep_job *job, const int slide) {
     enum { CELL = VECTORS * LANES };
     VEC sum[3][3][VECTORS];
-#pragma GCC unroll 3
+    UNROLL(3)
     for (int r = 0; r < 3; r++)
-#pragma GCC unroll 3
+        UNROLL(3)
         for (int s = 0; s < 3; s++)
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int v = 0; v < VECTORS; v++)
                 sum[r][s][v] = NAME(load)(job->cells + r * job->row + s * CELL + v * LANES, LANES);
     int64_t pixel = 0;
@@ -138,11 +138,11 @@ TARGET FE_INLINE void NAME(slide_over)(const sweep_job *job, const int slide) {
     if (rest > 1)
         NAME(slide)(job, sum, pixel + 1, slide, slide);
     float *cells = job->cells + job->pixels * slide * CELL;
-#pragma GCC unroll 3
+    UNROLL(3)
     for (int r = 0; r < 3; r++)
-#pragma GCC unroll 3
+        UNROLL(3)
         for (int s = 0; s < 3 - slide; s++)
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int v = 0; v < VECTORS; v++) {
                 VEC left = rest == 0 ? sum[r][s][v] : rest == 1 ? sum[r][(s + slide) % 3][v] : sum[r][(s + 2 * slide) % 3][v];
                 NAME(store)(cells + r * job->row + s * CELL + v * LANES, left, LANES);
@@ -197,11 +197,11 @@ TARGET FE_INLINE void NAME(gather_of)(const product_job *job, int64_t r, int64_t
             continue;
         float *grad = job->grad + (k * taps + r * job->kernel[1] + s) * job->inputs + job->channel;
         VEC sum[3][3][8];
-#pragma GCC unroll 3
+        UNROLL(3)
         for (int i = 0; i < rows; i++)
-#pragma GCC unroll 3
+            UNROLL(3)
             for (int j = 0; j < columns; j++)
-#pragma GCC unroll 8
+                UNROLL(8)
                 for (int v = 0; v < vectors; v++) {
                     const float *from = grad + (i * job->kernel[1] + j) * job->inputs + v * LANES;
                     sum[i][j][v] = is_first || LANES_OF(v) <= 0 ? NAME(set)(0.0f) : NAME(load)(from, LANES_OF(v));
@@ -209,11 +209,11 @@ TARGET FE_INLINE void NAME(gather_of)(const product_job *job, int64_t r, int64_t
         for (; entry < end; entry++) {
             const VEC value = NAME(set)(entry->value);
             const float *from = cells + entry->place;
-#pragma GCC unroll 3
+            UNROLL(3)
             for (int i = 0; i < rows; i++)
-#pragma GCC unroll 3
+                UNROLL(3)
                 for (int j = 0; j < columns; j++)
-#pragma GCC unroll 8
+                    UNROLL(8)
                     for (int v = 0; v < vectors; v++) {
                         if (careful && LANES_OF(v) <= 0)
                             continue;
@@ -221,11 +221,11 @@ TARGET FE_INLINE void NAME(gather_of)(const product_job *job, int64_t r, int64_t
                         sum[i][j][v] = NAME(multiply_add)(value, x, sum[i][j][v]);
                     }
         }
-#pragma GCC unroll 3
+        UNROLL(3)
         for (int i = 0; i < rows; i++)
-#pragma GCC unroll 3
+            UNROLL(3)
             for (int j = 0; j < columns; j++)
-#pragma GCC unroll 8
+                UNROLL(8)
                 for (int v = 0; v < vectors; v++)
                     if (!careful || LANES_OF(v) > 0)
                         NAME(store)(grad + (i * job->kernel[1] + j) * job->inputs + v * LANES, sum[i][j][v], LANES_OF(v));
@@ -234,7 +234,7 @@ TARGET FE_INLINE void NAME(gather_of)(const product_job *job, int64_t r, int64_t
 
 #define SPARSE_KERNELS(name, rows, columns, vectors)                                                                         \
     TARGET static void NAME(scatter_##name)(const product_job *job, int64_t r, int64_t s) {                                  \
-        const int careful = job->channels != (vectors) * LANES;                                                              \
+        const int careful = !IS_USUAL(job->channels == (vectors) * LANES);                                                   \
         if (job->weight.floats) {                                                                                            \
             if (careful)                                                                                                     \
                 NAME(scatter_of)(job, r, s, rows, columns, vectors, 0, 1);                                                   \
@@ -247,7 +247,7 @@ TARGET FE_INLINE void NAME(gather_of)(const product_job *job, int64_t r, int64_t
         }                                                                                                                    \
     }                                                                                                                        \
     TARGET static void NAME(gather_##name)(const product_job *job, int64_t r, int64_t s) {                                   \
-        const int careful = job->channels != (vectors) * LANES;                                                              \
+        const int careful = !IS_USUAL(job->channels == (vectors) * LANES);                                                   \
         if (job->is_first) {                                                                                                 \
             if (careful)                                                                                                     \
                 NAME(gather_of)(job, r, s, rows, columns, vectors, 1, 1);                                                    \

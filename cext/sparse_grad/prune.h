@@ -11,10 +11,10 @@ TARGET FE_INLINE int64_t NAME(prune_run)(const prune_job *job, const float *x, i
     __builtin_prefetch(x + FAR);
     __builtin_prefetch(x + FAR + LINE / (int64_t)sizeof(float));
     INTS bits[WORDS];
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int i = 0; i < WORDS; i++)
         bits[i] = NAME(random)(NAME(plus)(NAME(all)((int32_t)(counter + (uint32_t)(i * LANES))), up), key, other);
-#pragma GCC unroll 32
+    UNROLL(32)
     for (int i = 0; i < 2 * WORDS; i++) {
         if (i * LANES >= n)
             break;
@@ -54,7 +54,7 @@ TARGET static double NAME(signs_of)(uint8_t *bits, const float *weight, int64_t 
     for (int64_t tap = 0; tap < taps; tap++, weight += inputs, bits += ceiling_of(inputs, 8))
         for (int64_t c = 0; c < inputs; c += MOST_LANES) {
             uint32_t negative = 0;
-#pragma GCC unroll 4
+            UNROLL(4)
             for (int i = 0; i < MOST_LANES / LANES; i++) {
                 int64_t from = c + i * LANES;
                 if (from >= inputs)

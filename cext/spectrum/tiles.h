@@ -234,9 +234,9 @@ TARGET FE_INLINE void NAME(synthesise_row_of)(const tile_job *job, int64_t image
 /* Calls of `kernel` with the numbers of frequencies as constants where they are usual. */
 #define DISPATCH(kernel)                                                                                               \
     int64_t highest0 = job->tiling->highest[0], highest1 = job->tiling->highest[1];                                    \
-    if (highest0 == 2 && highest1 == 2)                                                                                \
+    if (IS_USUAL(highest0 == 2 && highest1 == 2))                                                                      \
         NAME(kernel)(job, image, p, first, end, 2, 2);                                                                 \
-    else if (highest0 == 3 && highest1 == 3)                                                                           \
+    else if (IS_USUAL(highest0 == 3 && highest1 == 3))                                                                 \
         NAME(kernel)(job, image, p, first, end, 3, 3);                                                                 \
     else                                                                                                               \
         NAME(kernel)(job, image, p, first, end, highest0, highest1);

@@ -386,7 +386,8 @@ def test_methods_share_a_model_but_not_a_layer() -> None:
         model(), Int8Training(where=first, fallback="never"), always(where=rest), LeanActivations()
     )
     step(net)
-    assert [layer.path for layer in explain(net).layers] == ["int8", "sparse", "sparse"]
+    paths = [layer.path for layer in explain(net).layers]
+    assert [path for path in paths if path != "lean"] == ["int8", "sparse", "sparse"]
 
 
 @pytest.mark.parametrize(("seconds", "path"), [(3.0, "exact"), (2.0, "exact"), (1.0, "sparse")])
