@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from benchmarks.harness import option
+from benchmarks.harness import folder_option
 
 VARIABLE = "FLOWER_EDGE_CIFAR10"
 CLASSES = 10
@@ -34,13 +34,7 @@ Rows = npt.NDArray[np.int64]
 
 def data_option() -> argparse.ArgumentParser:
     """Return the option that names the folder of CIFAR-10; it has to be there."""
-    return option(
-        "--data",
-        metavar="FOLDER",
-        type=_folder,
-        default=os.environ.get(VARIABLE, ""),
-        help=f"with CIFAR-10 in parquet files (default: {VARIABLE})",
-    )
+    return folder_option("--data", VARIABLE, _folder, "with CIFAR-10 in parquet files")
 
 
 def _folder(named: str) -> Path:

@@ -210,6 +210,14 @@ def option(name: str, **how: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def folder_option(
+    name: str, variable: str, kind: Callable[[str], object], what: str
+) -> argparse.ArgumentParser:
+    """Return an option that names a folder, which an environment variable may name, too; `kind` checks it."""
+    default = os.environ.get(variable, "")
+    return option(name, metavar="FOLDER", type=kind, default=default, help=f"{what} (default: {variable})")
+
+
 def _device(name: str) -> str:
     import torch
 

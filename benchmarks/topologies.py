@@ -6,24 +6,17 @@ communities that the meshnet-lab project keeps.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from benchmarks.harness import option
+from benchmarks.harness import folder_option
 
 VARIABLE = "FLOWER_EDGE_TOPOLOGIES"
 
 
 def topologies_option() -> argparse.ArgumentParser:
     """Return the option that names the folder of real networks, which has to be there; none is `None`."""
-    return option(
-        "--topologies",
-        metavar="FOLDER",
-        type=_folder,
-        default=os.environ.get(VARIABLE, ""),
-        help=f"of real networks (default: {VARIABLE})",
-    )
+    return folder_option("--topologies", VARIABLE, _folder, "of real networks")
 
 
 def _folder(named: str) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flower_edge._files import sync_folder
 from flower_edge.gossip.codec import ArraySpec, Layout
 from flower_edge.strategies.records import MAX_NPY_HEADER_BYTES, read_npy
 
@@ -55,7 +56,7 @@ def write(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync_directory(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         kept = ", the one before is kept" if path.exists() else ""
@@ -91,11 +92,3 @@ def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     if size > limit:
         raise CheckpointError(f"{name} claims {size} bytes, at most {limit} are expected")
     return archive.read(name)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

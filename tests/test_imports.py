@@ -17,7 +17,10 @@ ALLOWED = {
         *{"numpy", "torch", "networkx", "scipy", "cvxpy"},
     },
     "flower_edge/energy": {"flower_edge.energy"},
-    "flower_edge/peer": {"flower_edge.peer", "flower_edge.gossip", "cryptography", "grpc", "numpy"},
+    "flower_edge/peer": {
+        *{"flower_edge.peer", "flower_edge.gossip", "flower_edge._files"},
+        *{"cryptography", "grpc", "numpy"},
+    },
     "flower_edge/report": {
         *{"flower_edge.report", "flower_edge.gossip", "flower_edge._extras"},
         *{"numpy", "matplotlib", "networkx"},

@@ -23,7 +23,6 @@ cores.
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -94,20 +93,8 @@ def times(runs: Sequence[Found], units: Sequence[Found]) -> float:
 def options() -> list[ArgumentParser]:
     """Return the options that name the images and p2pfl's environment, which have to be there."""
     return [
-        harness.option(
-            "--data",
-            metavar="FOLDER",
-            type=_images,
-            default=os.environ.get(DATA, ""),
-            help=f"with Fashion-MNIST in IDX files (default: {DATA})",
-        ),
-        harness.option(
-            "--venv",
-            metavar="FOLDER",
-            type=_python,
-            default=os.environ.get(VENV, ""),
-            help=f"a virtual environment with p2pfl (default: {VENV})",
-        ),
+        harness.folder_option("--data", DATA, _images, "with Fashion-MNIST in IDX files"),
+        harness.folder_option("--venv", VENV, _python, "a virtual environment with p2pfl"),
     ]
 
 

@@ -203,7 +203,6 @@ def _runs(x: "torch.Tensor") -> bool:
 
 
 def _run_relu(out: "torch.Tensor", x: "torch.Tensor", cap: float | None) -> "torch.Tensor":
-
     bits = new_bytes(-(-x.numel() // 8))
     extension = _dispatch.extension
     if extension is not None and x.numel():

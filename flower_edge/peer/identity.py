@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-from flower_edge.peer.disk import write_new
+from flower_edge._files import write_new
 
 SERVER_NAME = "node.flower-edge"
 """In every certificate made here. Who is at the other end is told by the fingerprint, never by a name."""

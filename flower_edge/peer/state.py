@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from flower_edge._files import sync_folder
 from flower_edge.gossip.codec import Vector, is_finite
 from flower_edge.gossip.mixer import Doubt, Mixer
 from flower_edge.gossip.mixer import State as Memories
-from flower_edge.peer.disk import sync_folder
 
 MAGIC = b"flower_edge session 3\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
