@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from benchmarks.fine_tuning import Budget
 from benchmarks.harness import PLOT, Benchmark, run
 from benchmarks.kept_runs import HOURS, keep, runners, say
 from benchmarks.low_precision_runs import ARITHMETICS, EXCHANGES, Outcome, Run, train
+from flower_edge.training import Int8Training
 
 PROTOCOL = 1
 """Part of what names a kept run: raise it when what a run does changes."""
@@ -68,8 +69,16 @@ def budget_of(case: Run, quick: bool) -> Budget:
 
 def kept_at(of: Run, budget: Budget) -> Path:
     """Return where the outcome of a run is kept."""
-    how = [repr(ARITHMETICS[of.arithmetic]), repr(EXCHANGES[of.exchange])]
+    how = [_settings(ARITHMETICS[of.arithmetic]), repr(EXCHANGES[of.exchange])]
     return kept_runs.kept_at("low_precision_accuracy", [PROTOCOL, asdict(of), asdict(budget), *how])
+
+
+def _settings(method: Int8Training | None) -> dict[str, Any] | None:
+    """Return what decides how a method computes; a function, such as `where`, is written with its address."""
+    if method is None:
+        return None
+    settings = {field.name: getattr(method, field.name) for field in fields(method)}
+    return {name: value for name, value in settings.items() if not callable(value)}
 
 
 def finish(of: Run, budget: Budget, folder: Path, until: float) -> None:

@@ -37,12 +37,12 @@ from flower_edge.gossip import (
 )
 from flower_edge.gossip.compressor import Compressor
 from flower_edge.strategies.fleet import Fleet
-from flower_edge.training import Int8Training, Method, prepare_, replace_batchnorm_
+from flower_edge.training import Int8Training, prepare_, replace_batchnorm_
 
 Topology: TypeAlias = Literal["ring", "optimised"]
 Norm: TypeAlias = Literal["BatchNorm", "EvoNorm", "Range-EvoNorm"]
 
-ARITHMETICS: dict[str, Method | None] = {
+ARITHMETICS: dict[str, Int8Training | None] = {
     "fp32": None,
     # Measured fall-backs would make what is trained depend on the machine.
     "int8": Int8Training(error_bits=16, fallback="never"),
