@@ -48,6 +48,6 @@ PyObject *fe_as_none_if_finite(int error);
 
 /* The functions of the families that have a file of their own, up to a sentinel. */
 extern PyMethodDef fe_batch_norm_methods[], fe_byte_sums_methods[], fe_chain_methods[], fe_gradient_filter_methods[], fe_int8_methods[],
-    fe_range_evonorm_methods[], fe_sparse_grad_methods[], fe_spectrum_methods[];
+    fe_range_evonorm_methods[], fe_sparse_grad_methods[], fe_spectrum_methods[], fe_workspace_methods[];
 
 #endif

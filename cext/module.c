@@ -303,7 +303,8 @@ static PyMethodDef methods[] = {
 
 static int add_families(PyObject *module) {
     PyMethodDef *const methods_of[] = {fe_batch_norm_methods, fe_byte_sums_methods, fe_chain_methods, fe_gradient_filter_methods,
-                                       fe_int8_methods, fe_range_evonorm_methods, fe_sparse_grad_methods, fe_spectrum_methods};
+                                       fe_int8_methods, fe_range_evonorm_methods, fe_sparse_grad_methods, fe_spectrum_methods,
+                                       fe_workspace_methods};
     for (size_t i = 0; i < sizeof methods_of / sizeof *methods_of; i++)
         if (PyModule_AddFunctions(module, methods_of[i]) < 0)
             return -1;

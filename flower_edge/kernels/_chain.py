@@ -4,6 +4,8 @@ Where there is none, or it finds something that is not finite, kernels run one b
 """
 
 from contextlib import suppress
+from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +15,7 @@ from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._int8_conv import int8_conv, int8_conv_with_ends, int8_grad_weight, pack_weight
 from flower_edge.kernels._int8_quantise import QuantisedError, bytes_like, quantise, quantise_error
 from flower_edge.kernels._int8_shape import ConvShape
-from flower_edge.kernels._maps import empty_map, new_bytes, new_floats
+from flower_edge.kernels._maps import empty_map, floats_like, is_served, new_floats
 from flower_edge.kernels._quantised import ERROR_ZERO, QuantisedTensor
 from flower_edge.kernels._quantised_range_evonorm import (
     fitted_range_evonorm,
@@ -21,6 +23,7 @@ from flower_edge.kernels._quantised_range_evonorm import (
 )
 from flower_edge.kernels._range_evonorm_calls import Norm, Shape, check_norm, extremes_shape, serves
 from flower_edge.kernels._range_evonorm_reference import range_factor
+from flower_edge.kernels._workspace import workspace
 
 
 class Fitted(NamedTuple):
@@ -162,21 +165,22 @@ def norm_forward(x: QuantisedTensor | Fitted, norm: Norm) -> Normalised:
         If something is not finite.
     """
     source = x.values if isinstance(x, QuantisedTensor) else x.floats
-    shape = _shape_of(source)
-    norm = norm.to(torch.float32)
-    if _elements(shape, norm) == 1:
-        check_norm(shape, norm)  # which refuses it
+    layout, norm = _layout_of(source, norm), norm.to(torch.float32)
+    if layout.elements == 1:
+        check_norm(layout.shape, norm)  # which refuses it
     extension = _serving(*norm[:3])
-    if extension is not None and serves(shape):
+    if extension is not None and layout.is_served:
         if isinstance(x, QuantisedTensor):
-            values, given = source, (0, 0.0, 0.0, *_map(x))
+            given = (0, 0.0, 0.0, *_map(x))
+            values = source
         else:
             values = bytes_like(source)
             given = (source.data_ptr(), *x.ends, values.data_ptr(), 1.0, 0)
-        y, extremes = bytes_like(source), new_bytes(*extremes_shape(shape, norm.groups))
+        y, extremes = bytes_like(source), workspace().empty_bytes(*layout.extremes)
         with suppress(FloatingPointError):
             scale, zero, y_scale, y_zero = extension.chain_norm(
-                *(_dispatch.ceiling(), *given, y.data_ptr(), extremes.data_ptr()), *_numbers(shape, norm)
+                *(_dispatch.ceiling(), *given, y.data_ptr(), extremes.data_ptr()),
+                *(_address(norm.weight), _address(norm.bias), _address(norm.v), *layout.numbers),
             )
             made = x if isinstance(x, QuantisedTensor) else QuantisedTensor(values, scale, zero)
             return Normalised(made, QuantisedTensor(y, y_scale, y_zero), extremes)
@@ -229,11 +233,12 @@ def norm_backward(
     ValueError
         If something is not finite where it is to be quantised.
     """
-    extension, shape, norm = _serving(grad), _shape_of(x.values), norm.to(torch.float32)
-    if extension is not None and serves(shape):
+    extension, norm = _serving(grad), norm.to(torch.float32)
+    layout = _layout_of(x.values, norm)
+    if extension is not None and layout.is_served:
         laid_out = grad.contiguous(memory_format=torch.channels_last)
-        dx = empty_map(shape, channels_last=True)
-        weight, bias, v = (new_floats(shape[1]) for _ in range(3))
+        dx = floats_like(x.values)
+        weight, bias, v = (_new_gradient(p, layout) for p in (norm.weight, norm.weight, norm.v))
         out = high = low = None
         if errors is not None:
             out = bytes_like(x.values)
@@ -242,7 +247,8 @@ def norm_backward(
             scale, half_scale = extension.chain_norm_backward(
                 *(_dispatch.ceiling(), laid_out.data_ptr(), dx.data_ptr(), _address(out), _address(high)),
                 *(_address(low), errors and errors[1], *_map(x), extremes.data_ptr()),
-                *(weight.data_ptr(), bias.data_ptr(), v.data_ptr(), *_numbers(shape, norm)),
+                *(weight.data_ptr(), bias.data_ptr(), v.data_ptr()),
+                *(_address(norm.weight), _address(norm.bias), _address(norm.v), *layout.numbers),
             )
             if out is None:
                 return NormErrors(dx, weight, bias, v)
@@ -264,28 +270,62 @@ def _serving(*floats: Tensor | None) -> Any:
     if extension is None:
         return None
     for tensor in floats:
-        if tensor is not None and (tensor.dtype != torch.float32 or not tensor.is_cpu or tensor.is_neg()):
+        if tensor is not None and not is_served(tensor):
             return None
     _threads.connect(extension)
     return extension
+
+
+class _Layout(NamedTuple):
+    """What the shape of a normalised map decides.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the map.
+    elements : int
+        Of a group.
+    is_served : bool
+        Whether there are kernels for it.
+    extremes : tuple
+        Shape and strides of the extremes.
+    numbers : tuple
+        What the extension takes after the addresses of parameters.
+    """
+
+    shape: Shape
+    elements: int
+    is_served: bool
+    extremes: tuple[tuple[int, ...], tuple[int, ...]]
+    numbers: tuple[float, ...]
+
+
+def _layout_of(x: Tensor, norm: Norm) -> _Layout:
+    return _layout(x.shape, norm.groups, norm.eps)
+
+
+@lru_cache(maxsize=1024)
+def _layout(shape: Shape, groups: int, eps: float) -> _Layout:
+    samples, channels, height, width = shape
+    elements, pixels = channels // groups * height * width, height * width
+    extremes = extremes_shape((samples, channels, height, width), groups)
+    strides = tuple(prod(extremes[k + 1 :]) for k in range(len(extremes)))
+    # A group of a single element has no range, and is refused.
+    factor = range_factor(elements) if elements > 1 else 0.0
+    numbers = (samples, pixels, channels, groups, factor, eps)
+    return _Layout((samples, channels, height, width), elements, serves(shape), (extremes, strides), numbers)
 
 
 def _inputs_innermost(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=torch.channels_last)
 
 
+def _new_gradient(like: Tensor | None, layout: _Layout) -> Tensor:
+    return new_floats(layout.shape[1]) if like is None else torch.empty_like(like)
+
+
 def _with_a_step(norm: Norm, x: QuantisedTensor) -> Norm:
-    return norm._replace(eps=norm.eps + x.scale * range_factor(_elements(_shape_of(x.values), norm)))
-
-
-def _shape_of(x: Tensor) -> Shape:
-    samples, channels, height, width = x.shape
-    return samples, channels, height, width
-
-
-def _elements(shape: Shape, norm: Norm) -> int:
-    """Count those of a group."""
-    return shape[1] // norm.groups * shape[2] * shape[3]
+    return norm._replace(eps=norm.eps + x.scale * range_factor(_layout_of(x.values, norm).elements))
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -294,10 +334,3 @@ def _address(tensor: Tensor | None) -> int:
 
 def _map(x: QuantisedTensor) -> tuple[int, float, int]:
     return x.values.data_ptr(), x.scale, x.zero_point
-
-
-def _numbers(shape: Shape, norm: Norm) -> tuple[float, ...]:
-    samples, channels, height, width = shape
-    addresses = _address(norm.weight), _address(norm.bias), _address(norm.v)
-    factor = range_factor(_elements(shape, norm))
-    return *addresses, samples, height * width, channels, norm.groups, factor, norm.eps

@@ -13,7 +13,7 @@ from flower_edge.kernels._int8_reference import (
 )
 from flower_edge.kernels._maps import check_floating, check_no_gradient, is_served
 from flower_edge.kernels._quantised import ERROR_ZERO, LEVELS, QuantisedTensor
-from flower_edge.kernels._workspace import SMALLEST, workspace
+from flower_edge.kernels._workspace import workspace
 
 if TYPE_CHECKING:
     import torch
@@ -201,10 +201,6 @@ def finite_ends(x: "torch.Tensor", low: float, high: float) -> tuple[float, floa
 
 def bytes_like(x: "torch.Tensor") -> "torch.Tensor":
     """Make bytes of the shape and layout of a tensor without gaps, without setting their values."""
-    import torch
-
-    if x.numel() < SMALLEST:
-        return torch.empty_like(x, dtype=torch.uint8)
     return workspace().empty_bytes(x.shape, x.stride())
 
 

@@ -6,6 +6,8 @@ from flower_edge.kernels._grid import Grid
 from flower_edge.kernels._workspace import workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 
@@ -40,6 +42,26 @@ def is_served(tensor: "torch.Tensor") -> bool:
     return tensor.dtype == torch.float32 and tensor.is_cpu and not tensor.is_neg()
 
 
+def is_gapless(tensor: "torch.Tensor") -> bool:
+    """Tell whether a tensor's elements fill a range of memory, each once, in whatever order of dimensions."""
+    import torch
+
+    # What compilers see through is asked first.
+    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
+        return True
+    return are_gapless(tensor.shape, tensor.stride())
+
+
+def are_gapless(shape: "Sequence[int]", strides: "Sequence[int]") -> bool:
+    """Tell the same of strides."""
+    length = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size != 1 and stride != length:
+            return 0 in shape
+        length *= size
+    return True
+
+
 def is_channels_last(tensor: "torch.Tensor") -> bool:
     """Tell whether a map's memory is read as channels last; with a single channel, it is not."""
     import torch
@@ -59,6 +81,11 @@ def empty_map(shape: tuple[int, int, int, int], channels_last: bool) -> "torch.T
     if channels_last:
         return workspace().empty(shape, (image, 1, width * channels, channels))
     return workspace().empty(shape, (image, height * width, width, 1))
+
+
+def floats_like(x: "torch.Tensor") -> "torch.Tensor":
+    """Make float32 of the shape and layout of a tensor without gaps, without setting their values."""
+    return workspace().empty(x.shape, x.stride())
 
 
 def new_floats(*shape: int) -> "torch.Tensor":

@@ -28,7 +28,10 @@ class Norm(NamedTuple):
 
     def to(self, dtype: "torch.dtype") -> "Norm":
         """Return it with contiguous parameters of a dtype."""
-        if all(p is None or (p.dtype == dtype and p.is_contiguous()) for p in self[:3]):
+        for p in self[:3]:
+            if p is not None and not (p.dtype == dtype and p.is_contiguous()):
+                break
+        else:
             return self
         weight, bias, v = (None if p is None else p.to(dtype).contiguous() for p in self[:3])
         return Norm(weight, bias, v, self.groups, self.eps)

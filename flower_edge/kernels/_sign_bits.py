@@ -8,8 +8,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flower_edge.kernels import _dispatch, _threads
-from flower_edge.kernels._maps import check_floating, check_no_gradient, is_served, new_bytes
-from flower_edge.kernels._workspace import check_gapless, workspace
+from flower_edge.kernels._maps import (
+    are_gapless,
+    check_floating,
+    check_no_gradient,
+    is_gapless,
+    is_served,
+    new_bytes,
+)
+from flower_edge.kernels._workspace import workspace
 
 if TYPE_CHECKING:
     import torch
@@ -178,20 +185,14 @@ def mask_by_bits_reference(x: "torch.Tensor", bits: "torch.Tensor", stride: Sequ
     import torch
 
     _check_bits(x, bits)
-    check_gapless(tuple(x.shape), tuple(stride))
+    if not are_gapless(x.shape, stride):
+        raise ValueError(
+            f"shape {tuple(x.shape)} has strides {tuple(stride)}, expected such as fill memory without gaps"
+        )
     out = torch.empty_strided(x.shape, tuple(stride), dtype=x.dtype, device=x.device).copy_(x)
     stopped = (bits[:, None] & bits.new_tensor(_BITS)) == 0
     _in_memory_order(out).masked_fill_(stopped.view(-1)[: out.numel()], 0)
     return out
-
-
-def is_gapless(x: "torch.Tensor") -> bool:
-    """Tell whether a tensor's elements fill a range of memory, each once, in whatever order."""
-    import torch
-
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return True
-    return torch.empty_like(x, device="meta").stride() == x.stride()
 
 
 def _in_memory_order(x: "torch.Tensor") -> "torch.Tensor":

@@ -94,9 +94,9 @@ def measured(
     """
     dtype = torch.get_autocast_dtype(x.device.type) if _ops.autocast_enabled(x.device.type) else x.dtype
     key = (
-        *(x.shape, weight.shape, geometry, way, x.requires_grad, weight.requires_grad, type(x)),
-        *(_ops.is_channels_last(x), _ops.is_channels_last(weight), x.dtype, dtype, x.device),
-        torch.get_num_threads(),
+        *(x.shape, x.stride(), x.requires_grad, x.dtype, x.device, type(x), dtype),
+        *(weight.shape, weight.stride(), weight.requires_grad, geometry, torch.get_num_threads()),
+        *(way.error_bits, way.stochastic, way.chained),
     )
     return _choice.looked_up(key, x, lambda: _measure(x, weight, geometry, way, dtype))
 

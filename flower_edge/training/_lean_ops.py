@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from flower_edge import kernels
-from flower_edge.kernels._sign_bits import is_gapless
+from flower_edge.kernels._maps import is_gapless
 
 # Any: torch.library is annotated in part.
 _library: Any = torch.library.Library("flower_edge", "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -1,8 +1,7 @@
 """A feature map of bytes that modules hand to each other as a tensor."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,16 +14,14 @@ from flower_edge.kernels._quantised import QuantisedTensor
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True, slots=True)
-class Ends:
+class Ends(NamedTuple):
     """Floats that become bytes where bytes are wanted; the least and the greatest of them and 0, if known."""
 
     floats: Tensor
     ends: tuple[float, float] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Sum:
+class Sum(NamedTuple):
     """Two maps that become one where it is wanted: by then it is known whether it is activated."""
 
     first: QuantisedTensor
@@ -78,8 +75,7 @@ class Cells:
         return dequantise(self.quantised())
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorFormat:
+class ErrorFormat(NamedTuple):
     """How whoever made a map wants its gradient quantised: arguments of `quantise_error`."""
 
     bits: int

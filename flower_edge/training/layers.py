@@ -216,9 +216,14 @@ def pays_in_8_bits(
 ) -> bool:
     """Tell whether this step computes in 8 bits, and remember what is known of the times of both ways."""
     _refuse_transforms("training in 8 bits")
-    if way.measured and not torch.compiler.is_compiling():
-        layer.measurement = measured_in_8_bits(x, weight, geometry, way)
-    return not (way.measured and layer.measurement is not None and layer.measurement.exact_is_faster)
+    if not way.measured:
+        return True
+    measurement = layer.measurement
+    if not torch.compiler.is_compiling():
+        known, measurement = measurement, measured_in_8_bits(x, weight, geometry, way)
+        if measurement is not known:  # nn.Module is slow to set what is there
+            layer.measurement = measurement
+    return measurement is None or not measurement.exact_is_faster
 
 
 def _refuse_transforms(what: str) -> None:

@@ -3,6 +3,7 @@
 import gc
 import os
 import threading
+from collections.abc import Iterator
 from random import Random
 
 import pytest
@@ -10,11 +11,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flower_edge.kernels._workspace import SMALLEST, Workspace
+from flower_edge.kernels import _dispatch
+from flower_edge.kernels._workspace import SMALLEST, Workspace, workspace
 
 pytestmark = pytest.mark.board
 
 LENGTH = SMALLEST // 4
+
+
+@pytest.fixture
+def pool() -> Iterator[Workspace]:
+    """Give the pool without a free block; tensors of other tests may still live."""
+    gc.collect()
+    limit = workspace().limit
+    workspace().release()
+    yield workspace()
+    workspace().limit = limit
 
 
 def lend(pool: Workspace, length: int = LENGTH) -> torch.Tensor:
@@ -25,8 +37,7 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.data_ptr() < b.data_ptr() + b.nbytes and b.data_ptr() < a.data_ptr() + a.nbytes
 
 
-def test_a_block_comes_back_when_its_tensor_dies() -> None:
-    pool = Workspace()
+def test_a_block_comes_back_when_its_tensor_dies(pool: Workspace) -> None:
     tensor = lend(pool)
     address = tensor.data_ptr()
     assert not overlap(tensor, lend(pool))
@@ -37,8 +48,7 @@ def test_a_block_comes_back_when_its_tensor_dies() -> None:
     assert not overlap(*again)
 
 
-def test_bytes_are_lent_from_the_same_blocks() -> None:
-    pool = Workspace()
+def test_bytes_are_lent_from_the_same_blocks(pool: Workspace) -> None:
     tensor = pool.empty_bytes((3, SMALLEST), (1, 3))
     address = tensor.data_ptr()
     assert (tensor.dtype, tensor.stride(), address % 64) == (torch.uint8, (1, 3), 0)
@@ -64,8 +74,7 @@ def test_bytes_are_lent_from_the_same_blocks() -> None:
     ],
     ids=["view", "views of views", "array", "storage", "tensor over array", "parameter", "graph"],
 )
-def test_whatever_holds_a_tensor_holds_its_block(hold: object) -> None:
-    pool = Workspace()
+def test_whatever_holds_a_tensor_holds_its_block(pool: Workspace, hold: object) -> None:
     tensor = lend(pool)
     address = tensor.data_ptr()
     held = hold(tensor)  # type: ignore[operator]
@@ -78,8 +87,7 @@ def test_whatever_holds_a_tensor_holds_its_block(hold: object) -> None:
     assert lend(pool).data_ptr() == address
 
 
-def test_a_gradient_keeps_its_block() -> None:
-    pool = Workspace()
+def test_a_gradient_keeps_its_block(pool: Workspace) -> None:
 
     class Copy(torch.autograd.Function):
         @staticmethod
@@ -102,7 +110,8 @@ def test_a_gradient_keeps_its_block() -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_tensors_that_live_never_share_memory(seed: int) -> None:
     random = Random(seed)
-    pool = Workspace(limit=8 * SMALLEST)
+    pool = workspace()
+    pool.limit = 8 * SMALLEST
     alive: list[tuple[torch.Tensor, float]] = []
     for step in range(30):
         if alive and random.random() < 0.5:
@@ -115,8 +124,7 @@ def test_tensors_that_live_never_share_memory(seed: int) -> None:
         assert (tensor == value).all()
 
 
-def test_a_much_larger_block_is_not_wasted() -> None:
-    pool = Workspace()
+def test_a_much_larger_block_is_not_wasted(pool: Workspace) -> None:
     large = lend(pool, 4 * LENGTH)
     address = large.data_ptr()
     del large
@@ -125,16 +133,25 @@ def test_a_much_larger_block_is_not_wasted() -> None:
     assert lend(pool, 3 * LENGTH + LENGTH // 2).data_ptr() == address
 
 
-def test_the_limit_bounds_what_is_kept() -> None:
-    pool = Workspace(limit=3 * SMALLEST)
+def test_the_limit_bounds_what_is_kept(pool: Workspace) -> None:
+    pool.limit = 3 * SMALLEST
     tensors = [lend(pool) for _ in range(6)]
     del tensors
-    assert pool.release() == 3 * SMALLEST
+    assert 2 * SMALLEST < pool.release() <= 3 * SMALLEST
     assert pool.release() == 0
 
 
-def test_it_is_aligned_and_of_the_shape_and_strides_wanted() -> None:
-    pool = Workspace()
+def test_a_lower_limit_frees_what_waits(pool: Workspace) -> None:
+    tensors = [lend(pool) for _ in range(6)]
+    del tensors
+    pool.limit = 0
+    assert pool.release() == 0
+    with pytest.raises(ValueError, match="the limit is -1 bytes, expected 0 or more"):
+        pool.limit = -1
+    assert pool.limit == 0
+
+
+def test_it_is_aligned_and_of_the_shape_and_strides_wanted(pool: Workspace) -> None:
     for length in (LENGTH, LENGTH + 3, 7):
         assert lend(pool, length).data_ptr() % 64 == 0
     tensor = pool.empty((2, 64, 64, 65), (64 * 64 * 65, 1, 64 * 65, 64))
@@ -143,8 +160,7 @@ def test_it_is_aligned_and_of_the_shape_and_strides_wanted() -> None:
     assert not tensor.requires_grad
 
 
-def test_threads_never_share_a_block() -> None:
-    pool = Workspace()
+def test_threads_never_share_a_block(pool: Workspace) -> None:
     wrong: list[int] = []
 
     def work(number: int) -> None:
@@ -162,16 +178,13 @@ def test_threads_never_share_a_block() -> None:
     assert not wrong
 
 
-def test_a_forked_child_has_memory_of_its_own() -> None:
-    from flower_edge.kernels._workspace import workspace
-
-    workspace().release()
-    tensor = workspace().empty((LENGTH,), (1,)).fill_(1.0)
-    freed = workspace().empty((LENGTH,), (1,)).fill_(2.0)
+def test_a_forked_child_has_memory_of_its_own(pool: Workspace) -> None:
+    tensor = lend(pool).fill_(1.0)
+    freed = lend(pool).fill_(2.0)
     del freed
     child = os.fork()
     if child == 0:
-        other = workspace().empty((LENGTH,), (1,))
+        other = lend(pool)
         # Short: torch's threads have not come along.
         other[:5] = 3.0
         right = not overlap(tensor, other) and bool((tensor[:5] == 1).all())
@@ -179,3 +192,58 @@ def test_a_forked_child_has_memory_of_its_own() -> None:
         os._exit(0 if right else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert (tensor == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((4, 4), (5, 1)),
+        ((4, 4), (1, 1)),
+        ((4, 4), (4, -1)),
+        ((2, 2, 2), (3, 3, 1)),
+        ((2, 4), (4, 4)),
+        ((4, 1), (2, 1)),
+        ((4,), (0,)),
+        ((2, 3), (1,)),
+        ((-1,), (1,)),
+        ((2**40, 2**40), (2**40, 1)),
+        ((1,) * 65, (1,) * 65),
+    ],
+)
+def test_what_does_not_fill_memory_is_refused(
+    pool: Workspace, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match="shape"):
+        pool.empty(shape, strides)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_any_order_of_dimensions_is_lent(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(0, 5), max_size=6))
+    order = data.draw(st.permutations(range(len(sizes))))
+    strides, length = [1] * len(sizes), 1
+    for dimension in order:
+        strides[dimension] = length
+        length *= max(1, sizes[dimension])
+    tensor = workspace().empty(tuple(sizes), tuple(strides))
+    assert tuple(tensor.shape) == tuple(sizes)
+    tensor.fill_(1.0)
+    assert tensor.sum() == tensor.numel()
+    if tensor.numel() > 1:
+        assert tensor.stride() == torch.empty_strided(sizes, strides).stride()
+
+
+def test_a_capsule_that_nobody_takes_gives_its_block_back(pool: Workspace) -> None:
+    extension = _dispatch.extension
+    if extension is None:
+        pytest.skip("there is no extension")
+    capsule = extension.workspace_lend(4, (LENGTH,), (1,))
+    assert pool.release() == 0
+    del capsule
+    assert pool.release() >= SMALLEST
+
+
+def test_more_than_memory_holds_is_refused(pool: Workspace) -> None:
+    with pytest.raises(MemoryError):
+        pool.empty((2**50,), (1,))
