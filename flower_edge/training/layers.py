@@ -51,7 +51,7 @@ class EdgeConv2d(nn.Conv2d):
         if not approximates and not isinstance(fold, Fold):
             return super().forward(input)
         scale, bias = fold.scale_and_shift(self.bias) if isinstance(fold, Fold) else (None, self.bias)
-        if not self._trains(input, scale):
+        if not _trains(input, self.weight, scale):
             y: Tensor = self._conv_forward(input, scaled(self.weight, scale), bias)
             return y
         if input.dim() == 3:
@@ -59,22 +59,18 @@ class EdgeConv2d(nn.Conv2d):
         return self._convolved(input, scale, bias)
 
     def _in_8_bits(self, input: Tensor, way: Int8Arithmetic) -> Tensor:
-        if not self.training or not self._trains(input, None) or not _suits(input, self.weight):
+        weight, bias = self.weight, self.bias
+        if not self.training or not _trains(input, weight) or not _suits(input, weight):
             return super().forward(input)
         if input.dim() == 3:
             return self._in_8_bits(input[None], way)[0]
         x, padding = self._padded(input)
-        weight, bias = self.weight, self.bias
         geometry = Geometry(self.stride, padding, self.dilation, self.groups)
         if not pays_in_8_bits(self, x, weight, geometry, way):
             return super().forward(input)
         if way.chained and hands_bytes(x):
             return chained_conv2d(x, weight, bias, geometry, way.error_bits, way.stochastic)
         return int8_conv2d(x, weight, bias, geometry, way)
-
-    def _trains(self, input: Tensor, scale: Tensor | None) -> bool:
-        trained = self.weight.requires_grad or (scale is not None and scale.requires_grad)
-        return torch.is_grad_enabled() and (input.requires_grad or trained) and input.numel() > 0
 
     def _convolved(self, x: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
         weight = self.weight
@@ -156,8 +152,8 @@ class EdgeLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Multiply, exactly or in 8 bits."""
         way = self.rule.forward
-        trains = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
-        if not isinstance(way, Int8Arithmetic) or not self.training or not trains or not input.numel():
+        trains = self.training and _trains(input, self.weight)
+        if not isinstance(way, Int8Arithmetic) or not trains:
             return super().forward(input)
         if input.shape[-1:] != self.weight.shape[1:] or not _suits(input, self.weight):
             return super().forward(input)
@@ -192,18 +188,25 @@ class EdgeRangeEvoNorm(RangeEvoNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise a batch of shape ``(N, C, H, W)``, in floats or in bytes."""
         way = self.rule.forward
-        trained = input.requires_grad or any(parameter.requires_grad for parameter in self.parameters(False))
-        trains = trained and torch.is_grad_enabled()
-        if not isinstance(way, Int8Arithmetic) or not self.training or not trains or not input.numel():
-            return super().forward(input)
-        if not hands_bytes(input):
+        weight, bias, v = self.weight, self.bias, self.v
+        trains = self.training and _trains(input, weight, bias, v)
+        if not isinstance(way, Int8Arithmetic) or not trains or not hands_bytes(input):
             return super().forward(input)
         self.check_input(input)
-        return chained_range_evonorm(input, self.weight, self.bias, self.v, self.groups, self.eps)
+        return chained_range_evonorm(input, weight, bias, v, self.groups, self.eps)
 
     def extra_repr(self) -> str:
         """Describe the layer and its rule."""
         return f"{super().extra_repr()}, rule=({self.rule})"
+
+
+def _trains(input: Tensor, *parameters: Tensor | None) -> bool:
+    """Tell whether a graph for the backward pass is wanted, and something would be in it."""
+    if not torch.is_grad_enabled() or input.numel() == 0:
+        return False
+    if input.requires_grad:
+        return True
+    return any(parameter is not None and parameter.requires_grad for parameter in parameters)
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
