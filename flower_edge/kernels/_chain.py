@@ -3,7 +3,6 @@
 Where there is none, or it finds something that is not finite, kernels run one by one: they say what is wrong.
 """
 
-from contextlib import suppress
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
@@ -67,12 +66,14 @@ def conv_forward(x: QuantisedTensor, weight: Tensor, bias: Tensor | None, shape:
     if extension is not None:
         laid_out, bias = _inputs_innermost(weight), None if bias is None else bias.contiguous()
         y = empty_map(shape.y_shape, channels_last=True)
-        with suppress(FloatingPointError):
+        try:
             ends = extension.chain_conv(
                 *(_dispatch.ceiling(), y.data_ptr(), *_map(x), laid_out.data_ptr(), _address(bias)),
                 *shape.numbers,
             )
             return Fitted(y, ends)
+        except FloatingPointError:
+            pass  # the kernels that run one by one say what is not finite
     return Fitted(*int8_conv_with_ends(x, pack_weight(weight.detach(), shape), bias))
 
 
@@ -110,7 +111,7 @@ def conv_backward(
         laid_out = _inputs_innermost(weight)
         of_x = empty_map(shape.x_shape, channels_last=True) if needs[0] else None
         of_weight = empty_map(shape.weight_shape, channels_last=True) if needs[1] else None
-        with suppress(FloatingPointError):
+        try:
             extension.chain_conv_backward(
                 *(_dispatch.ceiling(), _address(of_x), _address(of_weight), *_map(x)),
                 *(error.values.values.data_ptr(), error.values.scale, _address(error.high)),
@@ -118,6 +119,8 @@ def conv_backward(
                 *shape.numbers,
             )
             return of_x, of_weight
+        except FloatingPointError:
+            pass  # the kernels that run one by one say what is not finite
     if needs[0]:
         of_x = int8_conv(error.values, pack_weight(weight.detach(), shape, transposed=True))
     if needs[1]:
@@ -177,13 +180,15 @@ def norm_forward(x: QuantisedTensor | Fitted, norm: Norm) -> Normalised:
             values = bytes_like(source)
             given = (source.data_ptr(), *x.ends, values.data_ptr(), 1.0, 0)
         y, extremes = bytes_like(source), workspace().empty_bytes(*layout.extremes)
-        with suppress(FloatingPointError):
+        try:
             scale, zero, y_scale, y_zero = extension.chain_norm(
                 *(_dispatch.ceiling(), *given, y.data_ptr(), extremes.data_ptr()),
                 *(_address(norm.weight), _address(norm.bias), _address(norm.v), *layout.numbers),
             )
-            made = x if isinstance(x, QuantisedTensor) else QuantisedTensor(values, scale, zero)
-            return Normalised(made, QuantisedTensor(y, y_scale, y_zero), extremes)
+            made = x if isinstance(x, QuantisedTensor) else QuantisedTensor._make((values, scale, zero))
+            return Normalised(made, QuantisedTensor._make((y, y_scale, y_zero)), extremes)
+        except FloatingPointError:
+            pass  # the kernels that run one by one say what is not finite
     made = x if isinstance(x, QuantisedTensor) else quantise(x.floats, x.ends)
     return Normalised(made, *fitted_range_evonorm(made, *_with_a_step(norm, made)))
 
@@ -243,7 +248,7 @@ def norm_backward(
         if errors is not None:
             out = bytes_like(x.values)
             high, low = (bytes_like(x.values), bytes_like(x.values)) if errors[0] == 16 else (None, None)
-        with suppress(FloatingPointError):
+        try:
             scale, half_scale = extension.chain_norm_backward(
                 *(_dispatch.ceiling(), laid_out.data_ptr(), dx.data_ptr(), _address(out), _address(high)),
                 *(_address(low), errors and errors[1], *_map(x), extremes.data_ptr()),
@@ -252,8 +257,10 @@ def norm_backward(
             )
             if out is None:
                 return NormErrors(dx, weight, bias, v)
-            values = QuantisedTensor(out, scale, ERROR_ZERO)
+            values = QuantisedTensor._make((out, scale, ERROR_ZERO))
             return NormErrors(QuantisedError(values, high, low, half_scale), weight, bias, v)
+        except FloatingPointError:
+            pass  # the kernels that run one by one say what is not finite
     stepped = _with_a_step(norm, x)
     found = quantised_range_evonorm_backward(
         grad, x, extremes, norm.weight, norm.v, stepped.groups, stepped.eps

@@ -1,8 +1,7 @@
 """Numbers to 8 bits and back: feature maps, and gradients with their random rounding."""
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._int8_reference import (
@@ -24,8 +23,7 @@ _STEPS, _HALF_STEPS = 127, 127 * 255 + 127
 _LEAST_SCALE = 1.2e-38
 
 
-@dataclass(frozen=True, slots=True)
-class QuantisedError:
+class QuantisedError(NamedTuple):
     """A gradient in 8 bits, and in 16 where its weight's gradient asks for them.
 
     Attributes

@@ -1,9 +1,10 @@
 """What a tensor of 8-bit numbers means."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import torch
 
 LEVELS = 255
@@ -17,11 +18,17 @@ _LEAST_SCALE = 2.0**-126
 _LARGEST_SCALE = (2 - 2.0**-23) * 2.0**127
 
 
-@dataclass(frozen=True, slots=True)
-class QuantisedTensor:
+class _Fields(NamedTuple):
+    values: "torch.Tensor"
+    scale: float
+    zero_point: int
+
+
+class QuantisedTensor(_Fields):
     r"""Numbers in 8 bits, one scale for all: :math:`x = \text{scale} \, (\text{values} - \text{zero})`.
 
-    Zero itself is always a value, so that padding with zeros is exact.
+    Zero itself is always a value, so that padding with zeros is exact. ``QuantisedTensor._make`` checks
+    nothing: it is for what a kernel has just made.
 
     Parameters
     ----------
@@ -41,17 +48,17 @@ class QuantisedTensor:
         If `scale` or `zero_point` is out of its range.
     """
 
-    values: "torch.Tensor"
-    scale: float
-    zero_point: int
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
+    def __new__(cls, values: "torch.Tensor", scale: float, zero_point: int) -> "Self":
+        """Check what is given."""
         import torch
 
-        if not isinstance(self.values, torch.Tensor) or self.values.dtype != torch.uint8:
-            kind = getattr(self.values, "dtype", type(self.values).__name__)
+        if not isinstance(values, torch.Tensor) or values.dtype != torch.uint8:
+            kind = getattr(values, "dtype", type(values).__name__)
             raise TypeError(f"values is {kind}, expected a torch tensor of torch.uint8")
-        if not _LEAST_SCALE <= self.scale <= _LARGEST_SCALE:
-            raise ValueError(f"scale is {self.scale}, expected one that is positive and normal in float32")
-        if not 0 <= self.zero_point <= LEVELS:
-            raise ValueError(f"zero_point is {self.zero_point}, expected 0 to {LEVELS}")
+        if not _LEAST_SCALE <= scale <= _LARGEST_SCALE:
+            raise ValueError(f"scale is {scale}, expected one that is positive and normal in float32")
+        if not 0 <= zero_point <= LEVELS:
+            raise ValueError(f"zero_point is {zero_point}, expected 0 to {LEVELS}")
+        return super().__new__(cls, values, scale, zero_point)

@@ -134,7 +134,7 @@ class _Conv2d(torch.autograd.Function):
         if not isinstance(error, QuantisedError):
             grad = _floats(grad)
             error = quantise_error(grad, ctx.errors.bits, ctx.errors.seed)
-        x = QuantisedTensor(values, *ctx.meaning)
+        x = QuantisedTensor._make((values, *ctx.meaning))
         grad_x, grad_weight = conv_backward(x, error, weight, ctx.shape, (needs_x, needs_weight))
         if grad_x is not None and ctx.dtype != grad_x.dtype:
             grad_x = grad_x.to(ctx.dtype)
@@ -167,7 +167,7 @@ class _RangeEvoNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
         values, extremes, weight, v = ctx.saved_tensors
-        x, needed = QuantisedTensor(values, *ctx.meaning), ctx.needs_input_grad
+        x, needed = QuantisedTensor._make((values, *ctx.meaning)), ctx.needs_input_grad
         errors = None if ctx.errors is None or not needed[0] else (ctx.errors.bits, ctx.errors.seed)
         found = norm_backward(_floats(grad), x, extremes, Norm(weight, None, v, *ctx.numbers), errors)
         grad_x: Tensor | None = None
