@@ -9,6 +9,9 @@ TARGET FE_INLINE VEC NAME(where_equal)(VEC a, VEC b, VEC value, VEC other) {
     return _mm512_mask_mov_ps(other, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), value);
 }
 
+/* Vectors of bytes are more than these CPUs are sure to have; and bounds are few. */
+#define BOUND bound_avx2
+#define BYTE_VERSION &bytes_avx2
 #include "rows.h"
 
 #include "lanes/end.h"

@@ -11,6 +11,9 @@ enum {
     BLOCK = 4096,
     MAXIMUM = 0,
     MINIMUM = 1,
+    /* Bytes of the widest vector of them, and pixels that a byte numbers when 0 is none. */
+    MOST_WIDE = 32,
+    MOST_COUNTED = 255,
 };
 
 /* Pixels of a sample. */
@@ -27,6 +30,8 @@ typedef struct {
     const float *gain, *shift, *slope;
     /* 0, 1, 2, ... */
     const float *number;
+    /* MOST_COUNTED less the pixel of a vector of bytes that a lane belongs to. */
+    const uint8_t *countdown;
     float offset;
     /* Of the bytes of y. */
     float inverse_scale;
@@ -40,6 +45,17 @@ typedef struct {
     float *grad_n, *grad, *grad_x_x;
 } norm_sums;
 
+/* Kernels for maps of bytes, a vector of bytes at a time. Buffers have room for a vector behind what they hold. */
+typedef struct {
+    /* Pixels of a vector, of so many pixels at least that lie side by side; 0 where these kernels do not serve. */
+    int64_t (*pixels_of)(int64_t pixels, int64_t channels);
+    void (*extremes)(const uint8_t *x, int64_t pixels, int64_t channels, uint8_t *most, uint8_t *least);
+    void (*reduce)(uint8_t *values, int64_t count, int64_t width, uint8_t flip);
+    /* `most` and `least` of a vector's lanes, where there are fewer channels. */
+    void (*locate)(const norm_job *job, span pixels, const uint8_t *most, const uint8_t *least, float *most_at,
+                   float *least_at);
+} byte_version;
+
 /* One instruction set's kernels. */
 typedef struct {
     /* Lets most and least, of each channel, go on through some pixels, or begin with them. */
@@ -52,6 +68,11 @@ typedef struct {
     /* For each channel, where among the pixels it first is `most`, and `least`: pixel * channels + channel, with the first
      * pixel being 0; infinity where it never is. */
     void (*locate)(const norm_job *job, span pixels, float *most, float *least);
+    /* Widens the bounds by y at `top`, at `bottom`, and where it turns between them, of each channel; returns 0, or NaN where one
+     * of these is not finite. */
+    float (*bound)(norm_job *job, const float *top, const float *bottom, const float *turn);
+    /* NULL where there are none. */
+    const byte_version *bytes;
 } norm_version;
 
 FE_INLINE int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -72,37 +72,52 @@ typedef struct {
     /* (chunk, channel), and then as many floats more as a group has channels. */
     float *most, *least;
     /* (channel), and (group). */
-    float *gain, *shift, *slope, *number, *top, *bottom, *scale;
+    float *gain, *shift, *slope, *number, *weight, *top, *bottom, *turn, *scale;
+    /* The pixels of chunk k are those from begin[k] on, and before begin[k + 1]. */
+    int64_t begin[FE_CHUNKS + 1];
+    /* Pixels of a vector of bytes; 0 where floats serve. Extremes as bytes, of (chunk, channel). */
+    int64_t together;
+    uint8_t *most_bytes, *least_bytes, countdown[MOST_WIDE];
 } scratch;
 
 static void *take_scratch(scratch *of, const norm_work *work) {
     const fe_range_evonorm *norm = work->norm;
-    int64_t channels = norm->channels, rows = fe_norm_chunks(norm->pixels) * channels + channels / norm->groups;
-    float *memory = calloc((size_t)(2 * rows + 6 * channels + norm->groups), sizeof *memory);
+    const int64_t channels = norm->channels, chunks = fe_norm_chunks(norm->pixels);
+    const int64_t rows = chunks * channels + channels / norm->groups + MOST_WIDE;
+    float *memory = calloc((size_t)(2 * rows + 8 * channels + norm->groups), sizeof *memory + 1);
     if (!memory)
         return NULL;
     of->most = memory;
     of->least = of->most + rows;
-    of->gain = of->least + rows;
+    of->number = of->least + rows;
+    of->weight = of->number + channels;
+    of->gain = of->weight + channels;
     of->shift = of->gain + channels;
     of->slope = of->shift + channels;
-    of->number = of->slope + channels;
-    of->top = of->number + channels;
+    of->top = of->slope + channels;
     of->bottom = of->top + channels;
-    of->scale = of->bottom + channels;
+    of->turn = of->bottom + channels;
+    of->scale = of->turn + channels;
+    of->most_bytes = (uint8_t *)(of->scale + norm->groups);
+    of->least_bytes = of->most_bytes + rows;
+    for (int64_t k = 0; k <= chunks; k++)
+        of->begin[k] = k * norm->pixels / chunks;
+    const byte_version *bytes = work->version->bytes;
+    of->together = work->x->bytes && bytes ? bytes->pixels_of(norm->pixels / chunks, channels) : 0;
+    for (int64_t i = 0; i < MOST_WIDE; i++)
+        of->countdown[i] = (uint8_t)(MOST_COUNTED - i / channels);
     for (int64_t c = 0; c < channels; c++) {
         of->number[c] = (float)c;
+        of->weight[c] = norm->weight ? norm->weight[c] : 1.0f;
         of->slope[c] = norm->v ? norm->v[c] * work->x->scale / 6.0f : 0.0f;
+        of->turn[c] = -(norm->v ? 0.5f : 1.0f) / (2.0f * of->slope[c]);
         /* A NaN there would be lost between the gate's bounds. */
         of->shift[c] = isnan(of->slope[c]) ? of->slope[c] : norm->bias ? norm->bias[c] : 0.0f;
     }
     return memory;
 }
 
-static span chunk_of(int64_t pixels, int64_t chunk) {
-    int64_t chunks = fe_norm_chunks(pixels);
-    return (span){chunk * pixels / chunks, (chunk + 1) * pixels / chunks};
-}
+static span chunk_of(const scratch *of, int64_t chunk) { return (span){of->begin[chunk], of->begin[chunk + 1]}; }
 
 static fe_norm_map of_sample(const fe_norm_map *map, int64_t at) {
     fe_norm_map sample = *map;
@@ -127,6 +142,7 @@ static norm_job job_of(const norm_work *work, int64_t sample, const scratch *of)
         .shift = of->shift,
         .slope = of->slope,
         .number = of->number,
+        .countdown = of->countdown,
     };
     return job;
 }
@@ -145,12 +161,15 @@ static double ranges_of(const norm_work *work, int64_t sample, int64_t group) {
     if (work->x->bytes) {
         const uint8_t *found = (const uint8_t *)work->extremes + at;
         int32_t sum = 0;
+        /* Sixteen times in a row is no faster, and much code. */
+        UNROLL(1)
         for (int64_t chunk = 0; chunk < chunks; chunk++)
             sum += found[chunk * step + MAXIMUM] - found[chunk * step + MINIMUM];
         return sum;
     }
     const float *found = (const float *)work->extremes + at;
     double sum = 0.0;
+    UNROLL(1)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         float most = found[chunk * step + MAXIMUM], least = found[chunk * step + MINIMUM];
         sum += most >= least ? (double)most - (double)least : (double)__builtin_nanf("");
@@ -171,14 +190,41 @@ static void set_gains(const norm_work *work, int64_t sample, float factor, const
     for (int64_t group = 0; group < norm->groups; group++) {
         float s = of->scale[group] = scale_of(work, sample, group);
         for (int64_t c = group * per_group; c < (group + 1) * per_group; c++)
-            of->gain[c] = (norm->weight ? norm->weight[c] : 1.0f) * s * factor;
+            of->gain[c] = of->weight[c] * s * factor;
+    }
+}
+
+/* Extremes of a sample of bytes, of its chunks' groups, and as floats of its channels. */
+static void find_bytes(const norm_work *work, const norm_job *job, uint8_t *found, const scratch *of) {
+    const byte_version *bytes = work->version->bytes;
+    const int64_t chunks = fe_norm_chunks(job->pixels), channels = job->channels, width = channels / job->groups;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        span pixels = chunk_of(of, chunk);
+        bytes->extremes(job->x.bytes + pixels.begin * channels, pixels.end - pixels.begin, channels,
+                        of->most_bytes + chunk * channels, of->least_bytes + chunk * channels);
+    }
+    const norm_job mosts = {.channels = channels, .x = {.bytes = of->most_bytes}};
+    const norm_job leasts = {.channels = channels, .x = {.bytes = of->least_bytes}};
+    /* What is not asked for goes where gains will be. */
+    work->version->extremes(&mosts, (span){0, chunks}, of->top, of->gain, 1);
+    work->version->extremes(&leasts, (span){0, chunks}, of->gain, of->bottom, 1);
+    bytes->reduce(of->most_bytes, chunks * channels, width, 0);
+    bytes->reduce(of->least_bytes, chunks * channels, width, UINT8_MAX);
+    for (int64_t i = 0; i < chunks * job->groups; i++) {
+        found[2 * i + MAXIMUM] = of->most_bytes[i * width];
+        found[2 * i + MINIMUM] = UINT8_MAX - of->least_bytes[i * width];
     }
 }
 
 static void find_extremes(const norm_work *work, const norm_job *job, int64_t sample, const scratch *of) {
     int64_t chunks = fe_norm_chunks(job->pixels), channels = job->channels, block = BLOCK / channels + 1;
+    int64_t count = chunks * job->groups, width = channels / job->groups;
+    if (of->together) {
+        find_bytes(work, job, (uint8_t *)work->extremes + 2 * sample * count, of);
+        return;
+    }
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        span pixels = chunk_of(job->pixels, chunk);
+        span pixels = chunk_of(of, chunk);
         for (int64_t begin = pixels.begin; begin < pixels.end; begin += block) {
             span part = {begin, least_of(begin + block, pixels.end)};
             work->version->extremes(job, part, of->most + chunk * channels, of->least + chunk * channels,
@@ -190,7 +236,6 @@ static void find_extremes(const norm_work *work, const norm_job *job, int64_t sa
     const norm_job leasts = {.channels = channels, .x = {.floats = of->least}};
     work->version->extremes(&mosts, (span){0, chunks}, of->top, of->gain, 1);
     work->version->extremes(&leasts, (span){0, chunks}, of->gain, of->bottom, 1);
-    int64_t count = chunks * job->groups, width = channels / job->groups;
     int64_t apart = work->version->reduce(of->most, count, width, MAXIMUM);
     work->version->reduce(of->least, count, width, MINIMUM);
     for (int64_t i = 0; i < count; i++) {
@@ -203,29 +248,15 @@ static void find_extremes(const norm_work *work, const norm_job *job, int64_t sa
     }
 }
 
-static float value_of(const norm_job *job, int64_t c, float x) {
-    float gate = job->slope[c] * x + job->offset;
-    return job->gain[c] * (x * (gate < 0.0f ? 0.0f : gate > 1.0f ? 1.0f : gate)) + job->shift[c];
-}
-
 /* The bounds of y follow from those of x in each channel: between them, y is extreme at an end or where its slope is 0. */
 static void bound_sample(const norm_work *work, int64_t sample, const scratch *of) {
     norm_job job = job_of(work, sample, of);
     find_extremes(work, &job, sample, of);
     set_gains(work, sample, work->x->scale, of);
-    float zero = work->x->bytes ? work->x->zero : 0.0f, low = 0.0f, high = 0.0f, doubt = 0.0f;
-    for (int64_t c = 0; c < job.channels; c++) {
-        float x[3] = {of->bottom[c] - zero, of->top[c] - zero, -job.offset / (2.0f * job.slope[c])};
-        for (int i = 0; i < (x[2] > x[0] && x[2] < x[1] ? 3 : 2); i++) {
-            float y = value_of(&job, c, x[i]);
-            low = y < low ? y : low;
-            high = y > high ? y : high;
-            doubt += 0.0f * y;
-        }
-    }
+    float doubt = work->version->bound(&job, of->top, of->bottom, of->turn);
     /* Nothing is added where all is finite, else a NaN. */
-    work->bounds[2 * sample] = low + doubt;
-    work->bounds[2 * sample + 1] = high;
+    work->bounds[2 * sample] = job.bounds[0] + doubt;
+    work->bounds[2 * sample + 1] = job.bounds[1];
 }
 
 static void normalise_sample(const norm_work *work, int64_t sample, const scratch *of) {
@@ -258,18 +289,55 @@ static void fill(float *to, float value, int64_t count) {
         to[i] = value;
 }
 
-/* Puts where the extremes of each (chunk, group) are into `most` and `least`; returns how far they are apart. */
-static int64_t locate_extremes(const norm_work *work, const norm_job *job, int64_t sample, const scratch *of) {
-    int64_t chunks = fe_norm_chunks(job->pixels), channels = job->channels, width = channels / job->groups;
+static void spread(uint8_t *to, uint8_t value, int64_t width) {
+    const uint64_t eight = value * 0x0101010101010101u;
+    for (int64_t i = 0; i < width; i += (int64_t)sizeof eight)
+        memcpy(to + i, &eight, sizeof eight);
+}
+
+/* Where there are fewer channels, the lanes of a vector have those of some pixels. */
+static void repeat(uint8_t *lanes, int64_t channels) {
+    for (int64_t have = channels; have < MOST_WIDE; have *= 2) {
+        uint64_t two[2];
+        memcpy(two, lanes, sizeof two);
+        memcpy(lanes + have, two, sizeof two);
+    }
+}
+
+static void locate_bytes(const norm_work *work, const norm_job *job, int64_t sample, const scratch *of) {
+    const int64_t chunks = fe_norm_chunks(job->pixels), channels = job->channels, width = channels / job->groups;
+    const uint8_t *found = (const uint8_t *)work->extremes + 2 * sample * chunks * job->groups;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        for (int64_t group = 0; group < job->groups; group++, found += 2) {
+            spread(of->most_bytes + group * width, found[MAXIMUM], width);
+            spread(of->least_bytes + group * width, found[MINIMUM], width);
+        }
+        repeat(of->most_bytes, channels);
+        repeat(of->least_bytes, channels);
+        work->version->bytes->locate(job, chunk_of(of, chunk), of->most_bytes, of->least_bytes, of->most + chunk * channels,
+                                     of->least + chunk * channels);
+    }
+}
+
+static void locate_floats(const norm_work *work, const norm_job *job, int64_t sample, const scratch *of) {
+    const int64_t chunks = fe_norm_chunks(job->pixels), channels = job->channels, width = channels / job->groups;
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         float *most = of->most + chunk * channels, *least = of->least + chunk * channels;
         for (int64_t group = 0; group < job->groups; group++) {
             fill(most + group * width, extreme(work, sample, chunk, group, MAXIMUM), width);
             fill(least + group * width, extreme(work, sample, chunk, group, MINIMUM), width);
         }
-        work->version->locate(job, chunk_of(job->pixels, chunk), most, least);
+        work->version->locate(job, chunk_of(of, chunk), most, least);
     }
-    int64_t count = chunks * job->groups;
+}
+
+/* Puts where the extremes of each (chunk, group) are into `most` and `least`; returns how far they are apart. */
+static int64_t locate_extremes(const norm_work *work, const norm_job *job, int64_t sample, const scratch *of) {
+    const int64_t count = fe_norm_chunks(job->pixels) * job->groups, width = job->channels / job->groups;
+    if (of->together)
+        locate_bytes(work, job, sample, of);
+    else
+        locate_floats(work, job, sample, of);
     work->version->reduce(of->most, count, width, MINIMUM);
     return work->version->reduce(of->least, count, width, MINIMUM);
 }
@@ -284,10 +352,10 @@ static void add_range_gradient(const norm_work *work, norm_job *job, int64_t sam
     for (int64_t group = 0; group < groups; group++) {
         double through = 0.0, s = (double)of->scale[group];
         for (int64_t c = group * per_group; c < (group + 1) * per_group; c++)
-            through += (double)(norm->weight ? norm->weight[c] : 1.0f) * (double)grad_n[c];
+            through += (double)of->weight[c] * (double)grad_n[c];
         float share = (float)(-through * (double)factor * s * s * (double)norm->factor / (double)chunks);
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
-            float *dx = job->dx + chunk_of(norm->pixels, chunk).begin * norm->channels;
+            float *dx = job->dx + of->begin[chunk] * norm->channels;
             int64_t at = (chunk * groups + group) * apart;
             /* In a chunk of equals both come to one element, where they cancel: but for their rounding, which may be large. */
             if (of->most[at] == of->least[at])
@@ -322,7 +390,7 @@ static void differentiate_sample(const norm_work *work, int64_t sample, const sc
             doubt += 0.0f * sums.grad[c] + 0.0f * of->gain[c];
             sums.grad_n[c] *= s_of_n;
             sums.grad[c] *= grad_scale;
-            sums.grad_x_x[c] *= (norm->weight ? norm->weight[c] : 1.0f) * s / 6.0f * x_scale * x_scale * grad_scale;
+            sums.grad_x_x[c] *= of->weight[c] * s / 6.0f * x_scale * x_scale * grad_scale;
         }
     }
     /* Comparisons do not see a NaN in the gradient or a parameter; sums do. */

@@ -124,7 +124,8 @@ TARGET FE_INLINE void NAME(normalise_of)(norm_job *job, int x_bytes, int y_bytes
         if (c < channels)
             NAME(normalise_lanes)(job, begin, end, c, channels - c, &lowest, &highest, x_bytes, y_bytes, bounded);
     }
-    NAME(widen)(job->bounds, lowest, highest);
+    if (bounded)
+        NAME(widen)(job->bounds, lowest, highest);
 }
 
 TARGET static void NAME(normalise)(norm_job *job) {
@@ -220,5 +221,42 @@ TARGET static void NAME(locate)(const norm_job *job, span pixels, float *most, f
         NAME(locate_of)(job, pixels, most, least, 0);
 }
 
+/* As in `normalise`, but that a NaN stays one, and that every product is rounded, as on CPUs that do not fuse them. */
+TARGET FE_INLINE VEC NAME(value_of)(const norm_job *job, int64_t c, int64_t n, VEC x) {
+    VEC u = NAME(add)(NAME(multiply)(NAME(load)(job->slope + c, n), x), NAME(set)(job->offset));
+    VEC gate = NAME(minimum)(NAME(maximum)(u, NAME(set)(0.0f)), NAME(set)(1.0f));
+    VEC scaled = NAME(multiply)(NAME(load)(job->gain + c, n), NAME(multiply)(x, NAME(where_equal)(u, u, gate, u)));
+    return NAME(add)(scaled, NAME(load)(job->shift + c, n));
+}
+
+/* The same on all CPUs: wider vectors may do without their own. */
+TARGET static __attribute__((unused)) float NAME(bound)(norm_job *job, const float *top, const float *bottom,
+                                                        const float *turn) {
+    const VEC none = NAME(set)(0.0f), zero = NAME(set)(job->x.bytes ? job->x.zero : 0.0f);
+    VEC low = none, high = none, doubt = none;
+    for (int64_t c = 0; c < job->channels; c += LANES) {
+        int64_t n = least_of(job->channels - c, LANES);
+        VEC least = NAME(subtract)(NAME(load)(bottom + c, n), zero), most = NAME(subtract)(NAME(load)(top + c, n), zero);
+        VEC between = NAME(minimum)(NAME(maximum)(NAME(load)(turn + c, n), least), most);
+        const VEC at[] = {least, most, between};
+        for (int i = 0; i < 3; i++) {
+            VEC y = NAME(value_of)(job, c, n, at[i]);
+            low = NAME(minimum)(y, low);
+            high = NAME(maximum)(y, high);
+            doubt = NAME(add)(doubt, NAME(multiply)(y, none));
+        }
+    }
+    NAME(widen)(job->bounds, low, high);
+    float doubts[LANES], sum = 0.0f;
+    NAME(store)(doubts, doubt, LANES);
+    for (int i = 0; i < LANES; i++)
+        sum += doubts[i];
+    return sum;
+}
+
 static const norm_version NAME(version) = {NAME(extremes), NAME(reduce), NAME(normalise), NAME(differentiate),
-                                           NAME(locate)};
+                                           NAME(locate),   BOUND,         BYTE_VERSION};
+#undef BOUND
+#undef BYTE_VERSION
+#undef BYTES
+#undef WIDE
