@@ -15,7 +15,7 @@ enum {
     LARGE_BAND_BYTES = 512 << 10,
     /* Rows of a gram that are finished at once: whole tiles of nearly all kinds. */
     STRIP = 3 * TURNED,
-    /* Cells behind a row of a plane, which the last group of pixels may read. */
+    /* Cells behind a row of a plane, which the last group of pixels may read; and columns that are turned together. */
     BEHIND = 16,
     /* Pixels whose products, of 255 by -128 at worst, an int32 is sure to hold the sum of. */
     MOST_SUMMED = 65536,
@@ -43,6 +43,8 @@ typedef struct {
     /* For each copy and group. What sums might not hold goes to `totals`, which is NULL where that cannot happen. */
     int32_t *sums;
     double *totals;
+    /* Bit i: whether taps read rows, and columns, that are i more than a multiple of the stride. */
+    unsigned read[2];
     float *grad;
     float scale;
     atomic_int error;
@@ -102,6 +104,12 @@ static void find_rows(gram_memory *memory, const gram_work *work) {
     }
 }
 
+/* Whether a tap reads this row or this column, where a stride brings together every so many of them. */
+static int is_read(const gram_work *work, int axis, int64_t at) {
+    const pass *over = work->over;
+    return work->read[axis] >> at % over->step[axis] & 1;
+}
+
 static void turn_map(const gram_memory *memory, const gram_work *work, const band *in, int64_t group) {
     const pass *over = work->over;
     const bands *all = work->bands;
@@ -112,13 +120,21 @@ static void turn_map(const gram_memory *memory, const gram_work *work, const ban
         work->version->planes(memory->planes, memory->plane, cells, all->cell, count, over->channels);
         return;
     }
+    /* Cells from the band's first one on, up to the end of the copy or of the map. */
+    const int64_t in_map = (over->images - in->image) * over->height - in->row * over->step[0];
+    const int64_t readable = all->direct ? in_map * over->width : in->images * all->image;
     for (int64_t n = 0; n < in->images; n++)
         for (int64_t row = 0; row < rows; row++)
-            for (int64_t x = 0; x < step && x < all->pitch; x++)
+            for (int64_t x = 0; x < step && x < all->pitch; x++) {
+                if (!is_read(work, 0, row) || !is_read(work, 1, x))
+                    continue;
+                const int64_t at = n * all->image + row * all->pitch + x, count = ceiling_of(all->pitch - x, step);
+                /* Behind a row there is room, and whole blocks of columns cost less than some. */
+                const int is_free = count < BEHIND && at + (BEHIND - 1) * step < readable;
                 work->version->planes(
                     (char *)memory->planes + ((n * memory->rows + row) * step + x) * memory->pitch * size, memory->plane,
-                    cells + (n * all->image + row * all->pitch + x) * all->cell * size, step * all->cell,
-                    ceiling_of(all->pitch - x, step), over->channels);
+                    cells + at * all->cell * size, step * all->cell, is_free ? BEHIND : count, over->channels);
+            }
 }
 
 /* Columns of the gradient, in the order of products; their sums are added to `sums`. */
@@ -329,6 +345,9 @@ int fe_int8_grad_weight(fe_isa ceiling, float *grad, const uint8_t *x, int zero,
         .scale = scale,
     };
     work.stride = work.halves * work.half;
+    for (int64_t t = 0; t < over.taps; t++)
+        for (int axis = 0; axis < 2; axis++)
+            work.read[axis] |= 1u << (over.tap[t].offset[axis] - all.low[axis]) % over.step[axis];
     int is_long = over.images * over.grid[0] * over.grid[1] > MOST_SUMMED;
     int64_t blocks = ceiling_of(over.out_channels, version->lanes * version->vectors);
     if (!is_long && blocks >= pieces && sums_of_copy(&work) > MOST_COPIED / (int64_t)sizeof(int32_t)) {

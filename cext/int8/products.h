@@ -326,7 +326,7 @@ TARGET static void NAME(finish)(float *grad, int64_t pitch, const int32_t *sums,
                                 int64_t columns, const int32_t *shift) {
     for (int64_t first = 0; first < columns; first += 16, grad += 16 * pitch) {
         const int64_t some = smaller(16, columns - first);
-        float turned[TURNED][16];
+        _Alignas(64) float turned[TURNED][16];
         for (int64_t row = 0; row < rows; row++) {
             const int32_t *from = sums + row * of->stride + first;
             if (some == 16)
