@@ -20,8 +20,9 @@ TARGET FE_INLINE void NAME(round_run)(uint8_t *out, const float *x, uint32_t cou
             INTS bits = NAME(random)(counters, LANE(all)((int32_t)keys[0]), LANE(all)((int32_t)keys[1]));
             VEC low = LANE(floats)(LANE(both)(bits, LANE(all)(0xffff)));
             VEC high = LANE(floats)(LANE(shift_right)(bits, 16));
-            a = LANE(add)(a, LANE(add)(LANE(multiply)(low, step), half));
-            b = LANE(add)(b, LANE(add)(LANE(multiply)(high, step), half));
+            /* Whether products are fused does not matter to what a float holds exactly. */
+            a = LANE(add)(a, LANE(multiply_add)(low, step, half));
+            b = LANE(add)(b, LANE(multiply_add)(high, step, half));
             LANE(store_bytes)(out + i, LANE(plus)(LANE(below)(a), zero));
             LANE(store_bytes)(out + RUN / 2 + i, LANE(plus)(LANE(below)(b), zero));
         } else {

@@ -348,24 +348,29 @@ static void add_range_gradient(const norm_work *work, norm_job *job, int64_t sam
     const fe_range_evonorm *norm = work->norm;
     int64_t chunks = fe_norm_chunks(norm->pixels), groups = norm->groups, per_group = norm->channels / groups;
     int64_t apart = locate_extremes(work, job, sample, of);
-    float low = job->bounds[0], high = job->bounds[1];
+    /* The extremes of channels are not needed any more. */
+    float *shares = of->top;
     for (int64_t group = 0; group < groups; group++) {
         double through = 0.0, s = (double)of->scale[group];
         for (int64_t c = group * per_group; c < (group + 1) * per_group; c++)
             through += (double)of->weight[c] * (double)grad_n[c];
-        float share = (float)(-through * (double)factor * s * s * (double)norm->factor / (double)chunks);
-        for (int64_t chunk = 0; chunk < chunks; chunk++) {
-            float *dx = job->dx + of->begin[chunk] * norm->channels;
-            int64_t at = (chunk * groups + group) * apart;
+        shares[group] = (float)(-through * (double)factor * s * s * (double)norm->factor / (double)chunks);
+    }
+    /* Each has ends of its own, so that neither waits for the other's. */
+    float low[2] = {job->bounds[0], 0.0f}, high[2] = {job->bounds[1], 0.0f};
+    const float *most = of->most, *least = of->least;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        float *dx = job->dx + of->begin[chunk] * norm->channels;
+        for (int64_t group = 0; group < groups; group++, most += apart, least += apart) {
             /* In a chunk of equals both come to one element, where they cancel: but for their rounding, which may be large. */
-            if (of->most[at] == of->least[at])
+            if (*most == *least)
                 continue;
-            add(dx, of->most[at], share, &low, &high);
-            add(dx, of->least[at], -share, &low, &high);
+            add(dx, *most, shares[group], &low[MAXIMUM], &high[MAXIMUM]);
+            add(dx, *least, -shares[group], &low[MINIMUM], &high[MINIMUM]);
         }
     }
-    job->bounds[0] = low;
-    job->bounds[1] = high;
+    job->bounds[0] = low[MINIMUM] < low[MAXIMUM] ? low[MINIMUM] : low[MAXIMUM];
+    job->bounds[1] = high[MINIMUM] > high[MAXIMUM] ? high[MINIMUM] : high[MAXIMUM];
 }
 
 static void differentiate_sample(const norm_work *work, int64_t sample, const scratch *of) {
