@@ -1,5 +1,5 @@
-/* Extremes of maps of bytes, whole vectors of them at a time: a vector is some channels of a pixel, or all of a few pixels. Included
- * for each instruction set that has such vectors, which defines BYTES, WIDE, and what is done with them. */
+/* Extremes of maps of bytes, whole vectors of them at a time: a vector is some channels of a pixel, or all of a few pixels.
+ * Included for each instruction set that has such vectors, which defines BYTES, WIDE, and what is done with them. */
 
 /* Pixels of a vector; 0 where vectors would not hold the same channels each. */
 static int64_t NAME(pixels_of)(int64_t pixels, int64_t channels) {
