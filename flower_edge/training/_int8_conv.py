@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from flower_edge.kernels._chain import conv_backward, conv_forward
 from flower_edge.kernels._int8_quantise import quantise, quantise_error
@@ -78,7 +79,7 @@ def int8_conv2d(
 
 
 def measured(
-    x: Tensor, weight: Tensor, geometry: Geometry, way: Int8Arithmetic
+    x: Tensor, weight: Tensor, geometry: Geometry, way: Int8Arithmetic, is_linear: bool = False
 ) -> _choice.Measurement | None:
     """Measure a whole training step of a layer both ways, or look up what equal layers have shown before.
 
@@ -86,6 +87,9 @@ def measured(
     ----------
     x, weight, geometry, way
         As in :func:`int8_conv2d`. Under autocast, the exact way is the one in its dtype.
+    is_linear : bool, default False
+        Whether it is a linear layer on rows that are written as maps of one cell. Torch multiplies these as
+        matrices, and they are not handed on in bytes.
 
     Returns
     -------
@@ -96,13 +100,13 @@ def measured(
     key = (
         *(x.shape, x.stride(), x.requires_grad, x.dtype, x.device, type(x), dtype),
         *(weight.shape, weight.stride(), weight.requires_grad, geometry, torch.get_num_threads()),
-        *(way.error_bits, way.stochastic, way.chained),
+        *(way.error_bits, way.stochastic, way.chained, is_linear),
     )
-    return _choice.looked_up(key, x, lambda: _measure(x, weight, geometry, way, dtype))
+    return _choice.looked_up(key, x, lambda: _measure(x, weight, geometry, way, dtype, is_linear))
 
 
 def _measure(
-    x: Tensor, weight: Tensor, geometry: Geometry, way: Int8Arithmetic, dtype: torch.dtype
+    x: Tensor, weight: Tensor, geometry: Geometry, way: Int8Arithmetic, dtype: torch.dtype, is_linear: bool
 ) -> _choice.Measurement:
     needs = (x.requires_grad, weight.requires_grad)
     seed = torch.zeros((), dtype=torch.int64)
@@ -115,6 +119,10 @@ def _measure(
 
         def exact() -> object:
             cells, taps = x.to(dtype), weight.to(dtype)
+            if is_linear:
+                rows, matrix, errors = cells.flatten(1), taps.flatten(1), exact_grad.flatten(1)
+                linear(rows, matrix)
+                return errors @ matrix if needs[0] else None, errors.t() @ rows if needs[1] else None
             torch.conv2d(cells, taps, None, *geometry)
             rest = (*geometry[:3], False, [0, 0], geometry.groups, [*needs, False])
             return torch.ops.aten.convolution_backward(exact_grad, cells, taps, None, *rest)
@@ -125,7 +133,7 @@ def _measure(
             rest = (way.error_bits, way.stochastic, needs)
             return _int8_ops.backward(quantised_grad, weight, saved, geometry, *rest)
 
-        if way.chained:
+        if way.chained and not is_linear:
             # Whoever reads the output hands its gradient over in bytes.
             shape = conv_shape(tuple(x.shape), tuple(weight.shape), *geometry)
             error = quantise_error(quantised_grad, way.error_bits if needs[1] else 8)

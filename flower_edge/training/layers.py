@@ -223,8 +223,8 @@ def pays_in_8_bits(
         return True
     measurement = layer.measurement
     if not torch.compiler.is_compiling():
-        known, measurement = measurement, measured_in_8_bits(x, weight, geometry, way)
-        if measurement is not known:  # nn.Module is slow to set what is there
+        measurement = measured_in_8_bits(x, weight, geometry, way, isinstance(layer, EdgeLinear))
+        if measurement is not layer.measurement:  # nn.Module is slow to set what is there
             layer.measurement = measurement
     return measurement is None or not measurement.exact_is_faster
 

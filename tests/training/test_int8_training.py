@@ -1,11 +1,12 @@
 """Training in 8 bits: layers against their definition in float64, and what goes around them."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flower_edge.kernels._int8_quantise import dequantise, quantise
 from flower_edge.training import (
@@ -338,3 +339,32 @@ def test_what_is_not_finite_raises() -> None:
 def test_bad_input_is_refused(make, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         make()
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_a_linear_layer_is_compared_with_products_of_matrices(
+    chain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: list[set[str]] = []
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            ways[-1].add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    def timed(exact: Callable[[], object], method: Callable[[], object], device: torch.device) -> Measurement:
+        for way in (exact, method):
+            ways.append(set())
+            with Operators():
+                way()
+        return Measurement(2.0, 1.0)
+
+    monkeypatch.setattr(_choice, "timed", timed)
+    monkeypatch.setattr(_choice, "_known", {})
+    layer = prepare_(nn.Linear(64, 10), Int8Training(chain=chain))
+    layer(torch.randn(32, 64, requires_grad=True)).sum().backward()
+    exact, method = ways
+    assert "mm" in exact
+    assert not any("conv" in name for name in exact)
+    assert "int8_conv2d" in method
+    assert "int8_conv2d_backward" in method
