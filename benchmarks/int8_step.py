@@ -3,12 +3,12 @@
 ``python -m benchmarks.int8_step [--quick]``
 
 Batch 32 of 32×32 images, channels last, SGD with momentum: forward pass, loss, backward pass, optimizer. Step
-times are measured side by side in one process. Saved bytes are counted
-(:func:`flower_edge.training.saved_bytes`). The peak is measured: by how much the resident memory of a fresh
-process grows at most in three training steps, gradients and momentum being there already; median of three
-processes. For bytes and peaks, all layers compute in 8 bits, whatever the clock says of them; the measurement
-itself, in a first step, takes more memory than that. "Chained" layers hand bytes to each other
-(``Int8Training(chain=True)``).
+times are measured side by side in one process; a turn lasts a quarter of a second, so that most steps follow
+one of their own kind, as in training. Saved bytes are counted (:func:`flower_edge.training.saved_bytes`). The
+peak is measured: by how much the resident memory of a fresh process grows at most in three training steps,
+gradients and momentum being there already; median of three processes. For bytes and peaks, all layers compute
+in 8 bits, whatever the clock says of them; the measurement itself, in a first step, takes more memory than
+that. "Chained" layers hand bytes to each other (``Int8Training(chain=True)``).
 """
 
 import multiprocessing
@@ -31,6 +31,7 @@ from flower_edge.training import Int8Training, prepare_, replace_batchnorm_, sav
 MIB = 2**20
 
 CLASSES, SIDE, COUNT = 10, 32, 32
+TURN_SECONDS = 0.25
 
 BATCHNORM, EVONORM = "fp32, BatchNorm", "fp32, EvoNorm"
 OURS = {bits: f"8 bits, chained, {bits}-bit errors" for bits in (8, 16)}
@@ -95,7 +96,9 @@ def step_times(names: list[str], repeats: int) -> dict[str, Timing]:
     """Time whole steps side by side."""
     batch = images(COUNT)
     steps = {name: WAYS[name].step(WAYS[name].model()) for name in names}
-    return interleaved({name: lambda step=step: step(batch) for name, step in steps.items()}, repeats)
+    return interleaved(
+        {name: lambda step=step: step(batch) for name, step in steps.items()}, repeats, TURN_SECONDS
+    )
 
 
 def peak_growth(name: str) -> int:
