@@ -16,8 +16,7 @@ TARGET FE_INLINE void NAME(round_run)(uint8_t *out, const float *x, uint32_t cou
         VEC a = NAME(cut)(LANE(multiply)(LANE(load)(x + i, LANES), inverse), least, most);
         VEC b = NAME(cut)(LANE(multiply)(LANE(load)(x + RUN / 2 + i, LANES), inverse), least, most);
         if (stochastic) {
-            INTS counters = LANE(plus)(LANE(all)((int32_t)(counter + (uint32_t)i)), LANE(count_up)());
-            INTS bits = NAME(random)(counters, LANE(all)((int32_t)keys[0]), LANE(all)((int32_t)keys[1]));
+            INTS bits = NAME(random)(counter + (uint32_t)i, keys[0], LANE(all)((int32_t)keys[1]));
             VEC low = LANE(floats)(LANE(both)(bits, LANE(all)(0xffff)));
             VEC high = LANE(floats)(LANE(shift_right)(bits, 16));
             /* Whether products are fused does not matter to what a float holds exactly. */

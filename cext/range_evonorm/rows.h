@@ -141,12 +141,33 @@ TARGET static void NAME(normalise)(norm_job *job) {
         NAME(normalise_of)(job, 0, 0, 1);
 }
 
+#ifndef HAS_GATE
+/* clip(u, 0, 1), and what decides it. */
+typedef struct {
+    VEC u, value;
+} NAME(gate);
+
+TARGET FE_INLINE NAME(gate) NAME(gate_of)(VEC u) {
+    return (NAME(gate)){u, NAME(minimum)(NAME(maximum)(u, NAME(set)(0.0f)), NAME(set)(1.0f))};
+}
+TARGET FE_INLINE VEC NAME(through)(const NAME(gate) *gate, VEC x) { return NAME(multiply)(x, gate->value); }
+/* sum + a * b where the gate is neither open nor shut. */
+TARGET FE_INLINE VEC NAME(add_within)(const NAME(gate) *gate, VEC a, VEC b, VEC sum) {
+    return NAME(multiply_add)(NAME(within)(gate->u, a), b, sum);
+}
+/* d times the slope of x clip(u, 0, 1), where u is `inner` and an offset. */
+TARGET FE_INLINE VEC NAME(sloped)(const NAME(gate) *gate, VEC d, VEC inner) {
+    return NAME(multiply)(d, NAME(add)(gate->value, NAME(within)(gate->u, inner)));
+}
+#endif
+#undef HAS_GATE
+
 TARGET FE_INLINE void NAME(differentiate_lanes)(const norm_job *job, const norm_sums *sums, int64_t begin, int64_t end,
                                                 int64_t c, int64_t n, VEC *lowest, VEC *highest, int x_bytes, int grad_bytes) {
     const int64_t channels = job->channels;
     const fe_norm_map map = job->x, error = job->grad;
     float *out = job->dx;
-    const VEC zero = NAME(set)(0.0f), one = NAME(set)(1.0f), offset = NAME(set)(job->offset);
+    const VEC offset = NAME(set)(job->offset);
     const VEC gain = NAME(load)(job->gain + c, n), slope = NAME(load)(job->slope + c, n);
     VEC grad_n = NAME(load)(sums->grad_n + c, n), grad = NAME(load)(sums->grad + c, n);
     VEC grad_x_x = NAME(load)(sums->grad_x_x + c, n), low = *lowest, high = *highest;
@@ -154,12 +175,11 @@ TARGET FE_INLINE void NAME(differentiate_lanes)(const norm_job *job, const norm_
         VEC x = NAME(read)(&map, i * channels + c, n, x_bytes);
         VEC d = NAME(read)(&error, i * channels + c, n, grad_bytes);
         VEC inner = NAME(multiply)(x, slope), u = NAME(add)(inner, offset);
-        VEC gate = NAME(minimum)(NAME(maximum)(u, zero), one);
-        grad_n = NAME(multiply_add)(d, NAME(multiply)(x, gate), grad_n);
+        const NAME(gate) gate = NAME(gate_of)(u);
+        grad_n = NAME(multiply_add)(d, NAME(through)(&gate, x), grad_n);
         grad = NAME(add)(grad, d);
-        grad_x_x = NAME(multiply_add)(NAME(within)(u, NAME(multiply)(d, x)), x, grad_x_x);
-        VEC slope_of_n = NAME(add)(gate, NAME(within)(u, inner));
-        VEC dx = NAME(multiply)(NAME(multiply)(d, gain), slope_of_n);
+        grad_x_x = NAME(add_within)(&gate, NAME(multiply)(d, x), x, grad_x_x);
+        VEC dx = NAME(sloped)(&gate, NAME(multiply)(d, gain), inner);
         low = NAME(minimum)(dx, low);
         high = NAME(maximum)(dx, high);
         NAME(store)(out + i * channels + c, dx, n);

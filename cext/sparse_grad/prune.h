@@ -6,14 +6,14 @@ TARGET FE_INLINE int64_t NAME(prune_run)(const prune_job *job, const float *x, i
                                          int64_t count) {
     enum { WORDS = RUN / 2 / LANES };
     const VEC threshold = NAME(set)(job->threshold);
-    const INTS up = NAME(count_up)(), key = NAME(all)((int32_t)job->keys[0]), other = NAME(all)((int32_t)job->keys[1]);
+    const INTS up = NAME(count_up)(), other = NAME(all)((int32_t)job->keys[1]);
     /* Across the borders of pages, which the hardware heeds. */
     __builtin_prefetch(x + FAR);
     __builtin_prefetch(x + FAR + LINE / (int64_t)sizeof(float));
     INTS bits[WORDS];
     UNROLL(16)
     for (int i = 0; i < WORDS; i++)
-        bits[i] = NAME(random)(NAME(plus)(NAME(all)((int32_t)(counter + (uint32_t)(i * LANES))), up), key, other);
+        bits[i] = NAME(random)(counter + (uint32_t)(i * LANES), job->keys[0], other);
     UNROLL(32)
     for (int i = 0; i < 2 * WORDS; i++) {
         if (i * LANES >= n)
