@@ -34,6 +34,8 @@ enum {
     TILE_ROWS = 16,
     /* Elements whose random numbers come from one run of counters: two from each. */
     RUN = 32,
+    /* Elements between those that become bytes and those that are fetched. */
+    FAR = 1024,
 };
 
 /* Pixels of a result, one block of its channels. Products run over `segments` places, and at each over `groups` groups of

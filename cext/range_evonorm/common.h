@@ -9,6 +9,8 @@
 enum {
     /* Floats of a map that go through the channels' vectors one after the other: they stay in the L1 cache. */
     BLOCK = 4096,
+    /* Elements between those that are read and those that are fetched. */
+    FAR = 2048,
     MAXIMUM = 0,
     MINIMUM = 1,
     /* Bytes of the widest vector of them, and pixels that a byte numbers when 0 is none. */

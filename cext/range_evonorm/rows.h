@@ -7,6 +7,12 @@ TARGET FE_INLINE VEC NAME(read)(const fe_norm_map *map, int64_t at, int64_t n, i
     return NAME(load)(map->floats + at, n);
 }
 
+/* Across the borders of pages, which the hardware heeds. Narrow vectors would ask for every line too often. */
+TARGET FE_INLINE void NAME(fetch)(const fe_norm_map *map, int64_t at, int64_t n, int bytes) {
+    if (LANES >= 8 && n == LANES)
+        __builtin_prefetch(bytes ? (const void *)(map->bytes + at + FAR) : map->floats + at + FAR);
+}
+
 /* As in memory. */
 TARGET FE_INLINE VEC NAME(raw)(const fe_norm_map *map, int64_t at, int64_t n, int bytes) {
     return bytes ? NAME(load_bytes)(map->bytes + at, n) : NAME(load)(map->floats + at, n);
@@ -172,6 +178,8 @@ TARGET FE_INLINE void NAME(differentiate_lanes)(const norm_job *job, const norm_
     VEC grad_n = NAME(load)(sums->grad_n + c, n), grad = NAME(load)(sums->grad + c, n);
     VEC grad_x_x = NAME(load)(sums->grad_x_x + c, n), low = *lowest, high = *highest;
     for (int64_t i = begin; i < end; i++) {
+        NAME(fetch)(&map, i * channels + c, n, x_bytes);
+        NAME(fetch)(&error, i * channels + c, n, grad_bytes);
         VEC x = NAME(read)(&map, i * channels + c, n, x_bytes);
         VEC d = NAME(read)(&error, i * channels + c, n, grad_bytes);
         VEC inner = NAME(multiply)(x, slope), u = NAME(add)(inner, offset);
