@@ -14,7 +14,7 @@ from flower_edge.kernels import _dispatch, _threads
 from flower_edge.kernels._int8_conv import int8_conv, int8_conv_with_ends, int8_grad_weight, pack_weight
 from flower_edge.kernels._int8_quantise import QuantisedError, bytes_like, quantise, quantise_error
 from flower_edge.kernels._int8_shape import ConvShape
-from flower_edge.kernels._maps import empty_map, floats_like, is_served, new_floats
+from flower_edge.kernels._maps import empty_map, floats_like, new_floats
 from flower_edge.kernels._quantised import ERROR_ZERO, QuantisedTensor
 from flower_edge.kernels._quantised_range_evonorm import (
     fitted_range_evonorm,
@@ -277,7 +277,9 @@ def _serving(*floats: Tensor | None) -> Any:
     if extension is None:
         return None
     for tensor in floats:
-        if tensor is not None and not is_served(tensor):
+        if tensor is None:
+            continue
+        if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.is_neg():
             return None
     _threads.connect(extension)
     return extension

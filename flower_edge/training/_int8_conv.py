@@ -96,13 +96,14 @@ def measured(
     Measurement or None
         None for tensors that hold no data, as in a tracer.
     """
-    dtype = torch.get_autocast_dtype(x.device.type) if _ops.autocast_enabled(x.device.type) else x.dtype
+    device, dtype = x.device, x.dtype
+    autocast = torch.get_autocast_dtype(device.type) if _ops.autocast_enabled(device.type) else dtype
     key = (
-        *(x.shape, x.stride(), x.requires_grad, x.dtype, x.device, type(x), dtype),
-        *(weight.shape, weight.stride(), weight.requires_grad, geometry, torch.get_num_threads()),
-        *(way.error_bits, way.stochastic, way.chained, is_linear),
+        *(x.shape, x.stride(), x.requires_grad, dtype, device, type(x), autocast, geometry, is_linear),
+        *(weight.shape, weight.stride(), weight.requires_grad, torch.get_num_threads()),
+        *(way.error_bits, way.stochastic, way.chained),
     )
-    return _choice.looked_up(key, x, lambda: _measure(x, weight, geometry, way, dtype, is_linear))
+    return _choice.looked_up(key, x, lambda: _measure(x, weight, geometry, way, autocast, is_linear))
 
 
 def _measure(
