@@ -91,6 +91,16 @@ def test_everything_that_decides_an_outcome_names_it() -> None:
     assert len(names) == 2 * (1 + len(others))
 
 
+def test_a_run_that_was_kept_in_another_process_is_found_again() -> None:
+    """Its name must have nothing of a process in it, such as the address of a function."""
+    gathered = Path(benchmark.__file__).parent / "results" / "runs" / "low_precision_accuracy.jsonl"
+    kept = [json.loads(line) for line in gathered.read_text().splitlines()]
+    assert kept
+    for name, outcome in kept:
+        run = Run(**outcome["run"])
+        assert kept_at(run, budget_of(run, quick=False)).stem == name
+
+
 def test_only_complete_cases_are_reported_and_losses_are_against_the_same_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
