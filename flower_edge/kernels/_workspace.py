@@ -13,9 +13,6 @@ from flower_edge.kernels import _dispatch
 if TYPE_CHECKING:
     import torch
 
-SMALLEST = 1 << 18
-"""Bytes from which on memory is kept: the C library may hand blocks back from half as many on."""
-
 _BYTE, _FLOAT = 1, 4
 
 
@@ -49,7 +46,7 @@ class Workspace:
         Parameters
         ----------
         shape : tuple of int
-            Of the tensor; at most six dimensions.
+            Of the tensor.
         strides : tuple of int
             In elements; they must fill the memory without gaps, in any order of dimensions.
 
