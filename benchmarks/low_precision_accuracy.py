@@ -224,7 +224,8 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
         axes.set_title(f"label skew {skew:g}")
         axes.set_xlabel("megabytes sent by a node (counted)")
         axes.set_ylabel("test accuracy of the consensus (%)")
-        axes.legend()
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.containers}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3)
     figure.savefig(path)
 
 
