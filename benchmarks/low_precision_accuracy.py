@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,7 @@ def _settings(method: Int8Training | None) -> dict[str, Any] | None:
     """Return what decides how a method computes; a function, such as `where`, is written with its address."""
     if method is None:
         return None
-    settings = {field.name: getattr(method, field.name) for field in fields(method)}
-    return {name: value for name, value in settings.items() if not callable(value)}
+    return {name: value for name, value in vars(method).items() if not callable(value)}
 
 
 def finish(of: Run, budget: Budget, folder: Path, until: float) -> None:

@@ -7,6 +7,7 @@
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 /* The memory that is lent follows its block. */
@@ -76,7 +77,7 @@ static void *new_block(int64_t bytes, int bin) {
         return NULL;
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (bytes >= HUGE_FROM) {
-        const uintptr_t page = 4096, begin = ((uintptr_t)made + page - 1) / page * page;
+        const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = ((uintptr_t)made + page - 1) / page * page;
         /* What the system makes of this advice changes no result. */
         (void)madvise((void *)begin, (size_t)(((uintptr_t)made + (size_t)bytes) / page * page - begin), MADV_HUGEPAGE);
     }

@@ -174,8 +174,7 @@ def norm_forward(x: QuantisedTensor | Fitted, norm: Norm) -> Normalised:
     extension = _serving(*norm[:3])
     if extension is not None and layout.is_served:
         if isinstance(x, QuantisedTensor):
-            given = (0, 0.0, 0.0, *_map(x))
-            values = source
+            values, given = source, (0, 0.0, 0.0, *_map(x))
         else:
             values = bytes_like(source)
             given = (source.data_ptr(), *x.ends, values.data_ptr(), 1.0, 0)
@@ -183,7 +182,7 @@ def norm_forward(x: QuantisedTensor | Fitted, norm: Norm) -> Normalised:
         try:
             scale, zero, y_scale, y_zero = extension.chain_norm(
                 *(_dispatch.ceiling(), *given, y.data_ptr(), extremes.data_ptr()),
-                *(_address(norm.weight), _address(norm.bias), _address(norm.v), *layout.numbers),
+                *(*_parameters(norm), *layout.numbers),
             )
             made = x if isinstance(x, QuantisedTensor) else QuantisedTensor._make((values, scale, zero))
             return Normalised(made, QuantisedTensor._make((y, y_scale, y_zero)), extremes)
@@ -252,8 +251,7 @@ def norm_backward(
             scale, half_scale = extension.chain_norm_backward(
                 *(_dispatch.ceiling(), laid_out.data_ptr(), dx.data_ptr(), _address(out), _address(high)),
                 *(_address(low), errors and errors[1], *_map(x), extremes.data_ptr()),
-                *(weight.data_ptr(), bias.data_ptr(), v.data_ptr()),
-                *(_address(norm.weight), _address(norm.bias), _address(norm.v), *layout.numbers),
+                *(weight.data_ptr(), bias.data_ptr(), v.data_ptr(), *_parameters(norm), *layout.numbers),
             )
             if out is None:
                 return NormErrors(dx, weight, bias, v)
@@ -339,6 +337,10 @@ def _with_a_step(norm: Norm, x: QuantisedTensor) -> Norm:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _parameters(norm: Norm) -> tuple[int, int, int]:
+    return _address(norm.weight), _address(norm.bias), _address(norm.v)
 
 
 def _map(x: QuantisedTensor) -> tuple[int, float, int]:

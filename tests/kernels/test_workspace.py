@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from flower_edge.kernels import _dispatch
 from flower_edge.kernels._workspace import Workspace, workspace
 
-pytestmark = pytest.mark.board
+pytestmark = [
+    pytest.mark.board,
+    pytest.mark.skipif(_dispatch.extension is None, reason="there is no extension, which has the pool"),
+]
 
 # Bytes from which on memory is kept, as cext/workspace/workspace.h has them.
 SMALLEST = 1 << 18
@@ -237,10 +240,8 @@ def test_any_order_of_dimensions_is_lent(data: st.DataObject) -> None:
 
 
 def test_a_capsule_that_nobody_takes_gives_its_block_back(pool: Workspace) -> None:
-    extension = _dispatch.extension
-    if extension is None:
-        pytest.skip("there is no extension")
-    capsule = extension.workspace_lend(4, (LENGTH,), (1,))
+    assert _dispatch.extension is not None
+    capsule = _dispatch.extension.workspace_lend(4, (LENGTH,), (1,))
     assert pool.release() == 0
     del capsule
     assert pool.release() >= SMALLEST
@@ -249,3 +250,13 @@ def test_a_capsule_that_nobody_takes_gives_its_block_back(pool: Workspace) -> No
 def test_more_than_memory_holds_is_refused(pool: Workspace) -> None:
     with pytest.raises(MemoryError):
         pool.empty((2**50,), (1,))
+
+
+def test_without_the_extension_memory_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "extension", None)
+    pool = Workspace()
+    floats, cells = pool.empty((LENGTH, 2), (1, LENGTH)), pool.empty_bytes((3, LENGTH), (1, 3))
+    assert (floats.dtype, floats.stride()) == (torch.float32, (1, LENGTH))
+    assert (cells.dtype, cells.stride()) == (torch.uint8, (1, 3))
+    pool.limit = 0
+    assert (pool.limit, pool.release()) == (0, 0)
